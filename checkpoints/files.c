@@ -1,0 +1,194 @@
+#include "checkpoints/files.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static dms_status map_fd(dms_mapping *out, int fd, const char *path)
+{
+    struct stat st;
+    if (fstat(fd, &st))
+        return dms_fail(DMS_ERR_IO, "%s cannot be examined: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return dms_fail(DMS_ERR_IO, "%s is not a regular file", path);
+    dms_mapping m = {.size = (size_t)st.st_size};
+    if (m.size) {
+        void *bytes = mmap(NULL, m.size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (bytes == MAP_FAILED)
+            return dms_fail(DMS_ERR_IO, "%s cannot be mapped: %s", path, strerror(errno));
+        m.bytes = bytes;
+    }
+    *out = m;
+    return DMS_OK;
+}
+
+dms_status dms_mapping_open(dms_mapping *out, const char *path)
+{
+    /* O_NONBLOCK: a named pipe must not hang the open. */
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return dms_fail(DMS_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+    const dms_status status = map_fd(out, fd, path);
+    close(fd);
+    return status;
+}
+
+void dms_mapping_close(dms_mapping *m)
+{
+    if (m->bytes)
+        munmap((void *)(uintptr_t)m->bytes, m->size);
+    *m = (dms_mapping){0};
+}
+
+char *dms_path_join(const char *folder, const char *name)
+{
+    const size_t n = strlen(folder) + strlen(name) + 2;
+    char *path = malloc(n);
+    if (path)
+        snprintf(path, n, "%s/%s", folder, name);
+    return path;
+}
+
+char *dms_path_folder(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (!slash)
+        return strdup(".");
+    return slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
+}
+
+bool dms_path_exists(const char *path)
+{
+    struct stat st;
+    return !lstat(path, &st);
+}
+
+dms_status dms_text_read(char **out, size_t *length, const char *path)
+{
+    dms_mapping m;
+    struct stat st;
+    if (stat(path, &st) && errno == ENOENT) {
+        *out = NULL;
+        return DMS_OK;
+    }
+    DMS_TRY(dms_mapping_open(&m, path));
+    char *text = malloc(m.size + 1);
+    if (text) {
+        if (m.size)
+            memcpy(text, m.bytes, m.size);
+        text[m.size] = 0;
+        if (length)
+            *length = m.size;
+    }
+    dms_mapping_close(&m);
+    if (!text)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the text of %s", path);
+    *out = text;
+    return DMS_OK;
+}
+
+dms_status dms_folder_sync(const char *folder)
+{
+    const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return dms_fail(DMS_ERR_IO, "folder %s cannot be opened: %s", folder, strerror(errno));
+    /* Some file systems know no fsync of a folder (EINVAL): then there is nothing to wait for. */
+    const int error = fsync(fd) && errno != EINVAL ? errno : 0;
+    close(fd);
+    if (error)
+        return dms_fail(DMS_ERR_IO, "folder %s cannot be synced: %s", folder, strerror(error));
+    return DMS_OK;
+}
+
+dms_status dms_outfile_open(dms_outfile *out, const char *path)
+{
+    const size_t n = strlen(path) + 5;
+    dms_outfile f = {-1, strdup(path), malloc(n)};
+    if (f.path && f.temporary) {
+        snprintf(f.temporary, n, "%s.tmp", path);
+        f.fd = open(f.temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    }
+    if (f.fd < 0) {
+        const dms_status status =
+            f.path && f.temporary
+                ? dms_fail(DMS_ERR_IO, "%s.tmp cannot be created: %s", path, strerror(errno))
+                : dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+        free(f.path);
+        free(f.temporary);
+        return status;
+    }
+    *out = f;
+    return DMS_OK;
+}
+
+dms_status dms_outfile_write(dms_outfile *f, const void *bytes, size_t n)
+{
+    const uint8_t *at = bytes;
+    while (n) {
+        const ssize_t done = write(f->fd, at, n < 1u << 30 ? n : 1u << 30);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return dms_fail(DMS_ERR_IO, "%s cannot be written: %s; free some space and try again",
+                            f->temporary, strerror(done ? errno : ENOSPC));
+        at += done;
+        n -= (size_t)done;
+    }
+    return DMS_OK;
+}
+
+static dms_status publish(dms_outfile *f)
+{
+    if (fsync(f->fd))
+        return dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", f->temporary, strerror(errno));
+    const int failed = close(f->fd);
+    f->fd = -1;
+    if (failed)
+        return dms_fail(DMS_ERR_IO, "%s cannot be closed: %s", f->temporary, strerror(errno));
+    if (rename(f->temporary, f->path))
+        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary, f->path,
+                        strerror(errno));
+    free(f->temporary);
+    f->temporary = NULL;
+    char *folder = dms_path_folder(f->path);
+    if (!folder)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    const dms_status status = dms_folder_sync(folder);
+    free(folder);
+    return status;
+}
+
+dms_status dms_outfile_commit(dms_outfile *f)
+{
+    const dms_status status = publish(f);
+    dms_outfile_abort(f);
+    return status;
+}
+
+void dms_outfile_abort(dms_outfile *f)
+{
+    if (f->fd >= 0)
+        close(f->fd);
+    if (f->temporary)
+        unlink(f->temporary);
+    free(f->path);
+    free(f->temporary);
+    *f = (dms_outfile){.fd = -1};
+}
+
+dms_status dms_file_write(const char *path, const void *bytes, size_t n)
+{
+    dms_status status;
+    dms_outfile f;
+    DMS_TRY(dms_outfile_open(&f, path));
+    DMS_TRY_OR(done, dms_outfile_write(&f, bytes, n));
+    DMS_TRY_OR(done, dms_outfile_commit(&f));
+done:
+    dms_outfile_abort(&f);
+    return status;
+}

@@ -1,0 +1,52 @@
+/* Files as a whole: read-only mappings, and writing that shows only complete files. */
+#ifndef DMS_FILES_H
+#define DMS_FILES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/status.h"
+
+DMS_BEGIN_C
+
+/* A whole file, mapped read-only. */
+typedef struct {
+    const uint8_t *bytes; /* NULL for an empty file */
+    size_t size;
+} dms_mapping;
+
+/* DMS_ERR_IO where `path` is missing, unreadable or no regular file. */
+dms_status dms_mapping_open(dms_mapping *out, const char *path);
+void dms_mapping_close(dms_mapping *m);
+
+/* "folder/name" on the heap; the caller frees it; NULL without memory. */
+char *dms_path_join(const char *folder, const char *name);
+/* Folder a path lies in ("." for a bare name), on the heap. */
+char *dms_path_folder(const char *path);
+bool dms_path_exists(const char *path);
+/* The whole file with a 0 behind it, on the heap; `length` may be NULL. A missing file gives DMS_OK
+ * and NULL. */
+dms_status dms_text_read(char **out, size_t *length, const char *path);
+/* Makes a folder's entries durable. */
+dms_status dms_folder_sync(const char *folder);
+
+/* A file that appears under its name only when complete: written as NAME.tmp beside it. */
+typedef struct {
+    int fd; /* -1 when closed */
+    char *path, *temporary;
+} dms_outfile;
+
+dms_status dms_outfile_open(dms_outfile *out, const char *path);
+/* DMS_ERR_IO names the file and the reason ("No space left on device"). */
+dms_status dms_outfile_write(dms_outfile *f, const void *bytes, size_t n);
+/* fsync, close, rename, fsync of the folder. On failure the temporary is removed; in both cases
+ * `f` is closed. */
+dms_status dms_outfile_commit(dms_outfile *f);
+/* Removes the temporary. Legal after commit, and on a zeroed struct with fd -1. */
+void dms_outfile_abort(dms_outfile *f);
+/* All of it at once. */
+dms_status dms_file_write(const char *path, const void *bytes, size_t n);
+
+DMS_END_C
+#endif

@@ -1,0 +1,34 @@
+/* Hugging Face model folders: config.json, safetensors, tokenizer.json and what goes with them. */
+#ifndef DMS_HUGGINGFACE_H
+#define DMS_HUGGINGFACE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "checkpoints/tensor_set.h"
+#include "kernels/status.h"
+
+DMS_BEGIN_C
+
+/* Reading goes through dms_source_open. */
+
+typedef struct {
+    const json_t *config;      /* config.json; required */
+    const char *tokenizer;     /* tokenizer.json, or NULL: then no tokenizer is written */
+    size_t tokenizer_length;   /* bytes */
+    const char *chat_template; /* Jinja text, or NULL */
+    dms_tensor_set tensors;
+    size_t shard_bytes; /* 0: one file */
+    bool force;         /* replace an existing model folder */
+} dms_hf_model;
+
+/* Writes a folder that the reference `transformers` loads: config.json, model.safetensors (or
+ * shards and index), generation_config.json (the config's token ids), tokenizer.json and a minimal
+ * tokenizer_config.json. All of it is made in FOLDER.dms-tmp beside the target and renamed: the
+ * target never holds half a model. A target that exists must be an empty folder; with `force` it
+ * may be a folder with a config.json and no folders inside, which is replaced. Errors: DMS_ERR_IO
+ * (target exists, disk full), DMS_ERR_ARG, DMS_ERR_NOMEM; after each the target is as it was. */
+dms_status dms_hf_write(const char *folder, const dms_hf_model *model);
+
+DMS_END_C
+#endif

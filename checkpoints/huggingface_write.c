@@ -1,0 +1,238 @@
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "checkpoints/files.h"
+#include "checkpoints/huggingface.h"
+#include "checkpoints/safetensors.h"
+
+/* 15 digits: a number such as 1e-5 prints as its author wrote it. */
+enum { JSON_STYLE = JSON_INDENT(2) | JSON_REAL_PRECISION(15) };
+
+static dms_status write_text(const char *folder, const char *name, const char *text, size_t length)
+{
+    char *path = dms_path_join(folder, name);
+    if (!path)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    const dms_status status = dms_file_write(path, text, length);
+    free(path);
+    return status;
+}
+
+static dms_status write_json(const char *folder, const char *name, const json_t *tree)
+{
+    char *text = tree ? json_dumps(tree, JSON_STYLE) : NULL;
+    if (!text)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the text of %s", name);
+    const dms_status status = write_text(folder, name, text, strlen(text));
+    free(text);
+    return status;
+}
+
+/* The text of a token id, borrowed from the tokenizer's tree; NULL where it has none. */
+static const char *token_text(const json_t *tokenizer, json_int_t id)
+{
+    const json_t *added = json_object_get(tokenizer, "added_tokens");
+    json_t *vocab = json_object_get(json_object_get(tokenizer, "model"), "vocab"), *value;
+    const char *text;
+    for (size_t i = 0; i < json_array_size(added); i++) {
+        const json_t *item = json_array_get(added, i);
+        if (json_integer_value(json_object_get(item, "id")) == id)
+            return json_string_value(json_object_get(item, "content"));
+    }
+    json_object_foreach(vocab, text, value)
+    {
+        if (json_is_integer(value) && json_integer_value(value) == id)
+            return text;
+    }
+    return NULL;
+}
+
+/* tokenizer_config key `name` from config key `name`_id, which is a number or a list of numbers. */
+static void copy_token(json_t *out, const char *name, const dms_hf_model *model,
+                       const json_t *tokenizer)
+{
+    char key[32];
+    snprintf(key, sizeof(key), "%s_id", name);
+    const json_t *id = json_object_get(model->config, key);
+    if (json_is_array(id))
+        id = json_array_get(id, 0);
+    const char *text = json_is_integer(id) ? token_text(tokenizer, json_integer_value(id)) : NULL;
+    if (text)
+        json_object_set_new(out, name, json_string(text));
+}
+
+static dms_status write_tokenizer(const char *folder, const dms_hf_model *model)
+{
+    json_error_t error;
+    json_t *tokenizer =
+        json_loadb(model->tokenizer, model->tokenizer_length, JSON_ALLOW_NUL, &error);
+    if (!json_is_object(tokenizer)) {
+        json_decref(tokenizer);
+        return dms_fail(DMS_ERR_FORMAT, "the tokenizer is no JSON object: line %d: %s", error.line,
+                        error.text);
+    }
+    json_t *out = json_pack("{s:s, s:b}", "tokenizer_class", "PreTrainedTokenizerFast",
+                            "clean_up_tokenization_spaces", 0);
+    copy_token(out, "bos_token", model, tokenizer);
+    copy_token(out, "eos_token", model, tokenizer);
+    copy_token(out, "pad_token", model, tokenizer);
+    const json_t *longest = json_object_get(model->config, "max_position_embeddings");
+    if (longest)
+        json_object_set(out, "model_max_length", (json_t *)(uintptr_t)longest);
+    dms_status status = DMS_OK;
+    if (model->chat_template &&
+        json_object_set_new(out, "chat_template", json_string(model->chat_template)))
+        status = dms_fail(DMS_ERR_FORMAT, "the chat template is no UTF-8");
+    if (!status)
+        status = write_json(folder, "tokenizer_config.json", out);
+    if (!status)
+        status = write_text(folder, "tokenizer.json", model->tokenizer, model->tokenizer_length);
+    json_decref(out);
+    json_decref(tokenizer);
+    return status;
+}
+
+/* generation_config.json: the token ids of the config. */
+static dms_status write_generation(const char *folder, const dms_hf_model *model)
+{
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+    json_t *out = json_object();
+    for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++) {
+        json_t *value = json_object_get(model->config, keys[i]);
+        if (value)
+            json_object_set(out, keys[i], value);
+    }
+    const dms_status status = write_json(folder, "generation_config.json", out);
+    json_decref(out);
+    return status;
+}
+
+static dms_status write_all(const char *folder, const dms_hf_model *model)
+{
+    DMS_TRY(write_json(folder, "config.json", model->config));
+    DMS_TRY(write_generation(folder, model));
+    if (model->tokenizer)
+        DMS_TRY(write_tokenizer(folder, model));
+    DMS_TRY(dms_safetensors_write_shards(folder, &model->tensors, model->shard_bytes));
+    return dms_folder_sync(folder);
+}
+
+/* Removes a folder without folders in it; what is no file stays, and so the folder does. */
+static void remove_flat(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return;
+    for (struct dirent *e; (e = readdir(dir));)
+        unlinkat(dirfd(dir), e->d_name, 0);
+    closedir(dir);
+    rmdir(folder);
+}
+
+typedef enum { ABSENT, EMPTY, MODEL, FOREIGN } target_kind;
+
+/* MODEL: has a config.json and nothing but files. */
+static target_kind look_at(const char *folder)
+{
+    struct stat st;
+    bool empty = true, config = false, nested = false;
+    if (lstat(folder, &st))
+        return errno == ENOENT ? ABSENT : FOREIGN;
+    DIR *dir = S_ISDIR(st.st_mode) ? opendir(folder) : NULL;
+    if (!dir)
+        return FOREIGN;
+    for (struct dirent *e; (e = readdir(dir));) {
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+            continue;
+        empty = false;
+        config |= !strcmp(e->d_name, "config.json");
+        nested |= fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) || S_ISDIR(st.st_mode);
+    }
+    closedir(dir);
+    return empty ? EMPTY : config && !nested ? MODEL : FOREIGN;
+}
+
+static dms_status check_target(const char *folder, bool force)
+{
+    const target_kind kind = look_at(folder);
+    if (kind == ABSENT || kind == EMPTY || (kind == MODEL && force))
+        return DMS_OK;
+    if (kind == MODEL)
+        return dms_fail(DMS_ERR_IO,
+                        "%s already holds a model; choose another folder or force the replacement",
+                        folder);
+    return dms_fail(DMS_ERR_IO, "%s exists and is no plain model folder; choose another one",
+                    folder);
+}
+
+/* Puts the finished folder in place; an old model is moved aside first and removed last. */
+static dms_status publish(const char *made, const char *folder, const char *aside)
+{
+    const bool replaces = look_at(folder) == MODEL;
+    if (replaces)
+        remove_flat(aside); /* left by an interrupted export; the target is whole */
+    if (replaces && rename(folder, aside))
+        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", folder, aside,
+                        strerror(errno));
+    if (rename(made, folder)) {
+        const int error = errno;
+        if (replaces && rename(aside, folder))
+            return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s; the old model is in %s",
+                            made, folder, strerror(error), aside);
+        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", made, folder,
+                        strerror(error));
+    }
+    remove_flat(aside);
+    char *parent = dms_path_folder(folder);
+    if (!parent)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    const dms_status status = dms_folder_sync(parent);
+    free(parent);
+    return status;
+}
+
+/* "DIR" and a suffix, without DIR's slashes at the end. */
+static char *beside(const char *folder, const char *suffix)
+{
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/')
+        n--;
+    char *path = malloc(n + strlen(suffix) + 1);
+    if (path) {
+        memcpy(path, folder, n);
+        strcpy(path + n, suffix);
+    }
+    return path;
+}
+
+dms_status dms_hf_write(const char *folder, const dms_hf_model *model)
+{
+    dms_status status;
+    char *target = beside(folder, ""), *made = beside(folder, ".dms-tmp"),
+         *aside = beside(folder, ".dms-old");
+    if (!target || !made || !aside)
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for a file name"));
+    DMS_TRY_OR(done, check_target(target, model->force));
+    remove_flat(made); /* what an interrupted export left */
+    if (mkdir(made, 0777))
+        DMS_TRY_OR(done,
+                   dms_fail(DMS_ERR_IO, "folder %s cannot be created: %s", made, strerror(errno)));
+    status = write_all(made, model);
+    if (!status)
+        status = publish(made, target, aside);
+    if (status) {
+        dms_trail_add(__FILE__, __LINE__);
+        remove_flat(made);
+    }
+done:
+    free(target);
+    free(made);
+    free(aside);
+    return status;
+}

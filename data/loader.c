@@ -1,0 +1,183 @@
+#include "data/loader.h"
+
+#include <stdlib.h>
+
+#include "data/shard.h"
+#include "data/shuffle.h"
+
+struct dms_loader {
+    dms_shard **shards; /* [n_shards] */
+    int64_t *starts;    /* [n_shards + 1] where each begins in the stream, then the stream's end */
+    int n_shards;
+    int64_t context, sequences, contexts;
+    uint64_t seed;
+    bool shuffled;
+};
+
+static dms_status check_options(const dms_loader_options *o)
+{
+    /* 2^31 bounds keep step * sequences * context far from overflow. */
+    if (o->n_shards < 1)
+        return dms_fail(DMS_ERR_ARG, "no token shards are named");
+    if (o->context < 1 || o->context > INT32_MAX)
+        return dms_fail(DMS_ERR_ARG, "a context of %lld tokens, expected 1 to %d",
+                        (long long)o->context, INT32_MAX);
+    if (o->sequences < 1 || o->sequences > INT32_MAX)
+        return dms_fail(DMS_ERR_ARG, "%lld sequences a step, expected 1 to %d",
+                        (long long)o->sequences, INT32_MAX);
+    return DMS_OK;
+}
+
+static dms_status open_shard(dms_loader *l, const dms_loader_options *o, int i)
+{
+    DMS_TRY(dms_shard_open(&l->shards[i], o->shards[i]));
+    if (o->verify)
+        DMS_TRY(dms_shard_verify(l->shards[i]));
+    const dms_shard_info *info = dms_shard_get_info(l->shards[i]);
+    const dms_shard_info *first = dms_shard_get_info(l->shards[0]);
+    if (info->vocab != first->vocab || info->tokenizer_crc != first->tokenizer_crc)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s was made by another tokenizer (%lld tokens, CRC %08x) "
+                        "than %s (%lld tokens, CRC %08x); make both with the same model",
+                        o->shards[i], (long long)info->vocab, info->tokenizer_crc, o->shards[0],
+                        (long long)first->vocab, first->tokenizer_crc);
+    l->n_shards = i + 1;
+    l->starts[i + 1] = l->starts[i] + info->n_tokens;
+    return DMS_OK;
+}
+
+static dms_status check_size(const dms_loader *l, const dms_loader_options *o)
+{
+    if (l->contexts >= l->sequences)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_ARG,
+                    "%s%s: %lld tokens, but one step of %lld sequences of %lld tokens "
+                    "takes %lld; add text, or make the context or the step smaller",
+                    o->shards[0], o->n_shards > 1 ? " and the other shards" : "",
+                    (long long)dms_loader_tokens(l), (long long)l->sequences, (long long)l->context,
+                    (long long)(l->sequences * l->context));
+}
+
+dms_status dms_loader_open(dms_loader **out, const dms_loader_options *o)
+{
+    dms_status status = DMS_OK;
+    DMS_TRY(check_options(o));
+    dms_loader *l = calloc(1, sizeof(*l));
+    if (!l)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a loader");
+    l->shards = calloc((size_t)o->n_shards, sizeof(*l->shards));
+    l->starts = calloc((size_t)o->n_shards + 1, sizeof(*l->starts));
+    if (!l->shards || !l->starts)
+        DMS_TRY_OR(failed, dms_fail(DMS_ERR_NOMEM, "no memory for %d shards", o->n_shards));
+    l->context = o->context;
+    l->sequences = o->sequences;
+    l->seed = o->seed;
+    l->shuffled = o->shuffled;
+    for (int i = 0; i < o->n_shards; i++) {
+        status = open_shard(l, o, i);
+        if (status) {
+            dms_shard_close(l->shards[i]); /* close frees those that were counted */
+            goto failed;
+        }
+    }
+    l->contexts = dms_loader_tokens(l) / l->context;
+    DMS_TRY_OR(failed, check_size(l, o));
+    *out = l;
+    return DMS_OK;
+failed:
+    dms_loader_close(l);
+    return status;
+}
+
+void dms_loader_close(dms_loader *l)
+{
+    if (!l)
+        return;
+    for (int i = 0; i < l->n_shards; i++)
+        dms_shard_close(l->shards[i]);
+    free(l->shards);
+    free(l->starts);
+    free(l);
+}
+
+/* The shard that holds position `at` of the stream (empty shards hold none). */
+static int find_shard(const dms_loader *l, int64_t at)
+{
+    int low = 0, high = l->n_shards - 1;
+    while (low < high) {
+        const int middle = low + (high - low + 1) / 2;
+        if (l->starts[middle] <= at)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+static dms_status read_stream(const dms_loader *l, int32_t *ids, int64_t at, int64_t n)
+{
+    for (int i = find_shard(l, at); n > 0; i++) {
+        const int64_t left = l->starts[i + 1] - at;
+        const int64_t part = n < left ? n : left;
+        DMS_TRY(dms_shard_read(l->shards[i], ids, at - l->starts[i], part));
+        ids += part;
+        at += part;
+        n -= part;
+    }
+    return DMS_OK;
+}
+
+static dms_status read_context(const dms_loader *l, int64_t context, int32_t *ids, int32_t *next)
+{
+    const int64_t T = l->context, at = context * T;
+    DMS_TRY(read_stream(l, ids, at, T));
+    if (!next)
+        return DMS_OK;
+    for (int64_t t = 0; t + 1 < T; t++)
+        next[t] = ids[t + 1];
+    next[T - 1] = -1;
+    return at + T < dms_loader_tokens(l) ? read_stream(l, next + T - 1, at + T, 1) : DMS_OK;
+}
+
+dms_status dms_loader_read(const dms_loader *l, int64_t step, int64_t first, int64_t n,
+                           int32_t *ids, int32_t *next)
+{
+    if (step < 0 || step > INT32_MAX || first < 0 || n < 0 || first > l->sequences ||
+        n > l->sequences - first)
+        return dms_fail(DMS_ERR_ARG,
+                        "%lld sequences from %lld of step %lld asked for; a step has "
+                        "%lld",
+                        (long long)n, (long long)first, (long long)step, (long long)l->sequences);
+    const int64_t q = step * l->sequences + first;
+    if (!l->shuffled && q + n > l->contexts)
+        return dms_fail(DMS_ERR_ARG, "contexts %lld to %lld asked for; the data has %lld",
+                        (long long)q, (long long)(q + n - 1), (long long)l->contexts);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t epoch = (q + i) / l->contexts, within = (q + i) % l->contexts;
+        const int64_t context =
+            l->shuffled ? dms_shuffle(within, l->contexts, l->seed, (uint64_t)epoch) : within;
+        const int64_t at = i * l->context;
+        DMS_TRY(read_context(l, context, ids + at, next ? next + at : NULL));
+    }
+    return DMS_OK;
+}
+
+int64_t dms_loader_tokens(const dms_loader *l)
+{
+    return l->starts[l->n_shards];
+}
+
+int64_t dms_loader_contexts(const dms_loader *l)
+{
+    return l->contexts;
+}
+
+int64_t dms_loader_vocab(const dms_loader *l)
+{
+    return dms_shard_get_info(l->shards[0])->vocab;
+}
+
+uint32_t dms_loader_tokenizer_crc(const dms_loader *l)
+{
+    return dms_shard_get_info(l->shards[0])->tokenizer_crc;
+}

@@ -1,0 +1,172 @@
+#include "infer/model_file.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoints/source_reader.h"
+#include "data/tokenizer.h"
+
+enum { DEFAULT_POSITIONS = 8192 };
+
+dms_status dms_compute_from_name(dms_compute *out, const char *name)
+{
+    static const char *const names[] = {"auto", "f32", "bf16"};
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(name, names[i])) {
+            *out = (dms_compute)i;
+            return DMS_OK;
+        }
+    return dms_fail(DMS_ERR_ARG, "dtype is \"%s\", expected auto, f32 or bf16", name);
+}
+
+dms_status dms_device_from_name(dms_device **out, const char *name, int threads)
+{
+    if (!strcmp(name, "cpu"))
+        return dms_device_open(out, DMS_CPU, threads);
+    if (!strcmp(name, "cuda"))
+        return dms_device_open(out, DMS_CUDA, threads);
+    if (strcmp(name, "auto") != 0)
+        return dms_fail(DMS_ERR_ARG, "device is \"%s\", expected auto, cpu or cuda", name);
+    const dms_status status = dms_device_open(out, DMS_CUDA, threads);
+    return status == DMS_ERR_NODEVICE ? dms_device_open(out, DMS_CPU, threads) : status;
+}
+
+/* The gate of the config's keys, if the file does not contradict it. */
+static dms_status read_gate(dms_gate *out, const dms_source *source,
+                            const dms_model_file_options *options)
+{
+    double shift;
+    *out = dms_gate_defaults();
+    if (options->without_gate)
+        return DMS_OK;
+    DMS_TRY(dms_gate_parse(out, dms_source_config(source)));
+    if (dms_source_number(source, "shift", &shift) && shift != 1)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s: decisions govern the token %g back, expected 1: another convention",
+                        options->path, shift);
+    if (out->kind != DMS_GATE_ADAPTER &&
+        dms_source_find(source, "model.layers.0.self_attn.dms_proj_alpha.weight"))
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s has tensors dms_proj_alpha but its config does not say "
+                        "dms_separate_alpha: true with a dms_window_size",
+                        options->path);
+    return DMS_OK;
+}
+
+/* Everything the network needs is there in the right shape: before memory of the size that the
+ * config claims is asked for. */
+static dms_status check_tensors(const dms_model *model, const dms_source *source, const char *path)
+{
+    for (int i = 0; i < model->n_weights; i++) {
+        const dms_weight *w = &model->weights[i];
+        const dms_tensor *t = &w->var->value;
+        const dms_tensor_info *info = dms_source_find(source, w->name);
+        const char *of_gate = w->role == DMS_ROLE_GATE ? " (of the gate its config names)" : "";
+        if (!info)
+            return dms_fail(DMS_ERR_FORMAT, "%s has no tensor %s%s", path, w->name, of_gate);
+        bool same = info->rank == t->rank;
+        for (int k = 0; same && k < t->rank; k++)
+            same = info->shape[k] == t->shape[k];
+        if (!same)
+            return dms_fail(DMS_ERR_FORMAT,
+                            "%s: tensor %s has %d dimensions [%" PRId64 ", %" PRId64
+                            "], expected %d [%" PRId64 ", %" PRId64 "] from the config",
+                            path, w->name, info->rank, info->shape[0], info->shape[1], t->rank,
+                            t->shape[0], t->rank > 1 ? t->shape[1] : 1);
+    }
+    return DMS_OK;
+}
+
+static dms_status open_model(dms_model_file *f, const dms_source *source,
+                             const dms_model_file_options *options)
+{
+    const bool bf16 = options->compute == DMS_COMPUTE_BF16 ||
+                      (options->compute == DMS_COMPUTE_AUTO && options->device->has_bf16);
+    dms_model_options o = {.device = options->device,
+                           .matrix_type = bf16 ? DMS_BF16 : DMS_F32,
+                           .positions = options->positions};
+    DMS_TRY(dms_config_parse(&o.config, dms_source_config(source)));
+    DMS_TRY(read_gate(&o.gate, source, options));
+    if (!o.positions)
+        o.positions =
+            o.config.max_positions < DEFAULT_POSITIONS ? o.config.max_positions : DEFAULT_POSITIONS;
+    DMS_TRY(dms_model_open(&f->model, &o));
+    DMS_TRY(check_tensors(f->model, source, options->path));
+    DMS_TRY(dms_model_allocate(f->model));
+    const dms_reader reader = dms_source_reader(source);
+    return dms_model_read(f->model, &reader, &(dms_read_options){0});
+}
+
+static dms_status copy_text(char **out, const char *text)
+{
+    if (!text)
+        return DMS_OK;
+    *out = strdup(text);
+    return *out ? DMS_OK : dms_fail(DMS_ERR_NOMEM, "no memory for a text of the model file");
+}
+
+static dms_status copy_texts(dms_model_file *f, const dms_source *source)
+{
+    const json_t *ratio = json_object_get(dms_source_config(source), "dms_cr");
+    f->compression = json_is_number(ratio) ? json_number_value(ratio) : 0;
+    snprintf(f->format, sizeof(f->format), "%s", dms_source_format(source));
+    DMS_TRY(copy_text(&f->chat_template, dms_source_chat_template(source)));
+    DMS_TRY(copy_text(&f->generation_config, dms_source_text(source, "generation_config.json")));
+    return copy_text(&f->teacher_path, dms_source_text(source, "teacher_path"));
+}
+
+static dms_status open_tokenizer(dms_model_file *f, const dms_source *source, const char *path)
+{
+    size_t length = 0;
+    const char *text = dms_source_tokenizer(source, &length);
+    if (!text)
+        return dms_fail(DMS_ERR_FORMAT, "%s has no tokenizer; put the model's tokenizer.json there",
+                        path);
+    return dms_tokenizer_open(&f->tokenizer, text, length, path);
+}
+
+static dms_status fill(dms_model_file *f, const dms_source *source,
+                       const dms_model_file_options *options)
+{
+    if (!dms_source_config(source))
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s (%s) has no config, expected a Hugging Face folder with config.json, a "
+                        "GGUF file or a checkpoint of dms-train",
+                        options->path, dms_source_format(source));
+    DMS_TRY(copy_texts(f, source));
+    if (!options->without_tokenizer)
+        DMS_TRY(open_tokenizer(f, source, options->path));
+    return open_model(f, source, options);
+}
+
+dms_status dms_model_file_open(dms_model_file **out, const dms_model_file_options *options)
+{
+    dms_source *source = NULL;
+    DMS_TRY(dms_source_open(&source, options->path));
+    dms_model_file *f = calloc(1, sizeof(*f));
+    dms_status status = f ? fill(f, source, options)
+                          : dms_fail(DMS_ERR_NOMEM, "no memory to open %s", options->path);
+    dms_source_close(source);
+    if (status) {
+        dms_trail_note("model %s", options->path);
+        dms_model_file_close(f);
+        return status;
+    }
+    *out = f;
+    return DMS_OK;
+}
+
+void dms_model_file_close(dms_model_file *file)
+{
+    if (!file)
+        return;
+    dms_model_close(file->model);
+    if (file->tokenizer)
+        dms_tokenizer_close(file->tokenizer);
+    free(file->chat_template);
+    free(file->generation_config);
+    free(file->teacher_path);
+    free(file);
+}

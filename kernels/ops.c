@@ -1,0 +1,505 @@
+/* What every op checks, whatever the device; the work itself is the device's. */
+#include "kernels/ops.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+/* The one place every op passes through: NVTX ranges, timing and "synchronise after each op" hook
+ * in here and nowhere else. */
+#define RUN(dev, op, ...) leave((dev), #op, (dev)->ops->op(__VA_ARGS__))
+
+static dms_status leave(dms_device *dev, const char *op, dms_status status)
+{
+    if (status)
+        dms_trail_note("%s on %s", op, dev->name);
+    return status;
+}
+
+static const char *type_name(dms_dtype dtype)
+{
+    static const char *const names[] = {[DMS_F32] = "f32", [DMS_BF16] = "bf16", [DMS_I32] = "i32"};
+    return names[dtype];
+}
+
+static void describe(char *out, size_t size, const dms_tensor *t)
+{
+    int n = snprintf(out, size, "[");
+    for (int i = 0; i < t->rank; i++)
+        n += snprintf(out + n, size - (size_t)n, i ? ", %" PRId64 : "%" PRId64, t->shape[i]);
+    snprintf(out + n, size - (size_t)n, "] %s", type_name(t->dtype));
+}
+
+static bool same_shape(const dms_tensor *a, const dms_tensor *b)
+{
+    bool same = a->rank == b->rank;
+    for (int i = 0; same && i < a->rank; i++)
+        same = a->shape[i] == b->shape[i];
+    return same;
+}
+
+/* `t` has the shape and type of `want` and lives on its device. NULL is for optional arguments. */
+static dms_status expect(const char *name, const dms_tensor *t, const dms_tensor *want)
+{
+    char got[112], wanted[112];
+    if (!t || (same_shape(t, want) && t->dtype == want->dtype && t->device == want->device))
+        return DMS_OK;
+    describe(got, sizeof(got), t);
+    describe(wanted, sizeof(wanted), want);
+    return dms_fail(t->dtype == want->dtype ? DMS_ERR_SHAPE : DMS_ERR_DTYPE,
+                    "%s is %s, expected %s%s", name, got, wanted,
+                    t->device == want->device ? "" : " on the same device");
+}
+
+/* The same for a shape spelled out: n sizes of type int64_t. */
+static dms_status expect_shape(const char *name, const dms_tensor *t, dms_device *dev,
+                               dms_dtype dtype, int rank, ...)
+{
+    dms_tensor want = {.device = dev, .dtype = dtype, .rank = rank};
+    va_list sizes;
+    va_start(sizes, rank);
+    for (int i = 0; i < rank; i++)
+        want.shape[i] = va_arg(sizes, int64_t);
+    va_end(sizes);
+    return expect(name, t, &want);
+}
+
+/* As many elements as `n`, in any shape. */
+static dms_status expect_count(const char *name, const dms_tensor *t, dms_dtype dtype, int64_t n)
+{
+    char got[112];
+    if (!t || (t->dtype == dtype && dms_count(t) == n))
+        return DMS_OK;
+    describe(got, sizeof(got), t);
+    return dms_fail(DMS_ERR_SHAPE, "%s is %s, expected %" PRId64 " elements of %s", name, got, n,
+                    type_name(dtype));
+}
+
+/* One of the two types that weights may have; `want` gives the shape. */
+static dms_status expect_weight(const char *name, const dms_tensor *w, int64_t rows, int64_t cols)
+{
+    if (w->dtype != DMS_F32 && w->dtype != DMS_BF16)
+        return dms_fail(DMS_ERR_DTYPE, "%s is %s, expected f32 or bf16", name, type_name(w->dtype));
+    return expect_shape(name, w, w->device, w->dtype, 2, rows, cols);
+}
+
+/* Like x, but with another number of columns. */
+static dms_tensor with_cols(const dms_tensor *x, int64_t cols)
+{
+    dms_tensor t = *x;
+    t.dtype = DMS_F32;
+    t.shape[t.rank - 1] = cols;
+    return t;
+}
+
+static dms_status expect_rank3(const char *name, const dms_tensor *t)
+{
+    if (t->rank == 3)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_SHAPE, "%s has %d dimensions, expected 3", name, t->rank);
+}
+
+dms_status dms_add(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
+{
+    DMS_TRY(expect("b", b, a));
+    DMS_TRY(expect("y", y, a));
+    return RUN(a->device, add, y, a, b);
+}
+
+dms_status dms_axpy(dms_tensor *y, float scale, const dms_tensor *x)
+{
+    DMS_TRY(expect("y", y, x));
+    return RUN(x->device, axpy, y, scale, x);
+}
+
+dms_status dms_cast(dms_tensor *y, const dms_tensor *x)
+{
+    dms_tensor want = *x;
+    want.dtype = y->dtype;
+    DMS_TRY(expect("y", y, &want));
+    if (y->dtype == DMS_I32 || x->dtype == DMS_I32)
+        return dms_fail(DMS_ERR_DTYPE, "cast is from %s to %s, expected f32 and bf16",
+                        type_name(x->dtype), type_name(y->dtype));
+    return RUN(x->device, cast, y, x);
+}
+
+dms_status dms_embedding(dms_tensor *y, const dms_tensor *ids, const dms_tensor *w)
+{
+    DMS_TRY(expect_weight("w", w, w->shape[0], dms_cols(w)));
+    DMS_TRY(expect_count("ids", ids, DMS_I32, dms_rows(y)));
+    DMS_TRY(expect_count("y", y, DMS_F32, dms_count(ids) * dms_cols(w)));
+    return RUN(w->device, embedding, y, ids, w);
+}
+
+dms_status dms_embedding_bwd(dms_tensor *dw, const dms_tensor *dy, const dms_tensor *ids)
+{
+    DMS_TRY(expect_count("ids", ids, DMS_I32, dms_rows(dy)));
+    DMS_TRY(expect_shape("dw", dw, dy->device, DMS_F32, 2, dw->shape[0], dms_cols(dy)));
+    return RUN(dy->device, embedding_bwd, dw, dy, ids);
+}
+
+dms_status dms_swiglu(dms_tensor *y, const dms_tensor *gate, const dms_tensor *up)
+{
+    DMS_TRY(expect("up", up, gate));
+    DMS_TRY(expect("y", y, gate));
+    return RUN(gate->device, swiglu, y, gate, up);
+}
+
+dms_status dms_swiglu_bwd(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *dy,
+                          const dms_tensor *gate, const dms_tensor *up)
+{
+    DMS_TRY(expect("up", up, gate));
+    DMS_TRY(expect("dy", dy, gate));
+    DMS_TRY(expect("dgate", dgate, gate));
+    DMS_TRY(expect("dup", dup, gate));
+    return RUN(gate->device, swiglu_bwd, dgate, dup, dy, gate, up);
+}
+
+static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
+{
+    const int64_t width = dms_cols(spec->table);
+    DMS_TRY(expect_shape("rope table", spec->table, x->device, DMS_F32, 2, dms_rows(spec->table),
+                         width));
+    if (width % 2 || dms_cols(x) % width)
+        return dms_fail(DMS_ERR_SHAPE, "x has %" PRId64 " channels, expected heads of %" PRId64,
+                        dms_cols(x), width);
+    return expect_count("positions", spec->ids, DMS_I32, dms_rows(x));
+}
+
+dms_status dms_rope(dms_tensor *y, const dms_tensor *x, const dms_rope_spec *spec)
+{
+    DMS_TRY(check_rope(x, spec));
+    DMS_TRY(expect("y", y, x));
+    return RUN(x->device, rope, y, x, spec);
+}
+
+dms_status dms_rope_bwd(dms_tensor *dx, const dms_tensor *dy, const dms_rope_spec *spec)
+{
+    DMS_TRY(check_rope(dy, spec));
+    DMS_TRY(expect("dx", dx, dy));
+    return RUN(dy->device, rope_bwd, dx, dy, spec);
+}
+
+static dms_status check_norm(const dms_tensor *x, const dms_tensor *w, const dms_tensor *rstd)
+{
+    const int64_t dim = dms_count(w);
+    DMS_TRY(expect_shape("w", w, x->device, DMS_F32, 1, dim));
+    if (dms_cols(x) % dim)
+        return dms_fail(DMS_ERR_SHAPE, "w has %" PRId64 " channels, expected a divisor of %" PRId64,
+                        dim, dms_cols(x));
+    return expect_shape("rstd", rstd, x->device, DMS_F32, 1, dms_count(x) / dim);
+}
+
+dms_status dms_rms_norm(dms_tensor *y, dms_tensor *rstd, const dms_tensor *x, const dms_tensor *w,
+                        float eps)
+{
+    DMS_TRY(check_norm(x, w, rstd));
+    DMS_TRY(expect("y", y, x));
+    return RUN(x->device, rms_norm, y, rstd, x, w, eps);
+}
+
+dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy,
+                            const dms_tensor *x, const dms_tensor *w, const dms_tensor *rstd)
+{
+    DMS_TRY(check_norm(x, w, rstd));
+    DMS_TRY(expect("dy", dy, x));
+    DMS_TRY(expect("dx", dx, x));
+    DMS_TRY(expect("dw", dw, w));
+    return RUN(x->device, rms_norm_bwd, dx, dw, dy, x, w, rstd);
+}
+
+dms_status dms_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
+                      const dms_tensor *bias)
+{
+    const int64_t outputs = w->shape[0];
+    const dms_tensor like_y = with_cols(x, outputs);
+    DMS_TRY(expect_weight("w", w, outputs, dms_cols(x)));
+    DMS_TRY(expect_shape("bias", bias, x->device, DMS_F32, 1, outputs));
+    DMS_TRY(expect("y", y, &like_y));
+    return RUN(x->device, linear, y, x, w, bias);
+}
+
+dms_status dms_linear_bwd(const dms_linear_grads *grads, const dms_tensor *dy, const dms_tensor *x,
+                          const dms_tensor *w)
+{
+    const int64_t outputs = w->shape[0], inputs = dms_cols(x);
+    const dms_tensor like_y = with_cols(x, outputs);
+    DMS_TRY(expect_weight("w", w, outputs, inputs));
+    DMS_TRY(expect("dy", dy, &like_y));
+    DMS_TRY(expect("dx", grads->dx, x));
+    DMS_TRY(expect_shape("dw", grads->dw, x->device, DMS_F32, 2, outputs, inputs));
+    DMS_TRY(expect_shape("dbias", grads->dbias, x->device, DMS_F32, 1, outputs));
+    return RUN(x->device, linear_bwd, grads, dy, x, w);
+}
+
+static dms_status check_logit(const dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
+{
+    DMS_TRY(expect_rank3("y", y));
+    DMS_TRY(expect_rank3("z", z));
+    DMS_TRY(expect_shape("z", z, y->device, DMS_F32, 3, y->shape[0], z->shape[1], y->shape[1]));
+    const int64_t last = spec->first + (z->shape[1] - 1) * spec->step;
+    if (spec->first < 0 || last >= dms_cols(y))
+        return dms_fail(DMS_ERR_SHAPE, "logits end at channel %" PRId64 ", y has %" PRId64, last,
+                        dms_cols(y));
+    return DMS_OK;
+}
+
+dms_status dms_eviction_logit(dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
+{
+    DMS_TRY(check_logit(z, y, spec));
+    return RUN(y->device, eviction_logit, z, y, spec);
+}
+
+dms_status dms_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz, const dms_logit_spec *spec)
+{
+    DMS_TRY(check_logit(dz, dy, spec));
+    return RUN(dz->device, eviction_logit_bwd, dy, dz, spec);
+}
+
+/* channels: as many rows as y; all of them lie within y's columns. */
+static dms_status check_channels(const dms_tensor *channels, const dms_tensor *y, int64_t first,
+                                 int64_t step)
+{
+    const int64_t n = dms_cols(channels);
+    DMS_TRY(expect_count("channels", channels, DMS_F32, dms_rows(y) * n));
+    if (first < 0 || step < 1 || first + (n - 1) * step >= dms_cols(y))
+        return dms_fail(DMS_ERR_SHAPE, "channels end at %" PRId64 ", y has %" PRId64,
+                        first + (n - 1) * step, dms_cols(y));
+    return DMS_OK;
+}
+
+dms_status dms_put_channels(dms_tensor *y, const dms_tensor *x, const dms_tensor *channels,
+                            int64_t first, int64_t step)
+{
+    DMS_TRY(expect("y", y, x));
+    DMS_TRY(check_channels(channels, y, first, step));
+    return RUN(x->device, put_channels, y, x, channels, first, step);
+}
+
+dms_status dms_put_channels_bwd(dms_tensor *dx, dms_tensor *dchannels, const dms_tensor *dy,
+                                int64_t first, int64_t step)
+{
+    DMS_TRY(expect("dx", dx, dy));
+    DMS_TRY(check_channels(dchannels, dy, first, step));
+    return RUN(dy->device, put_channels_bwd, dx, dchannels, dy, first, step);
+}
+
+dms_status dms_gate_noise(dms_tensor *n, const dms_noise_spec *spec)
+{
+    DMS_TRY(expect_rank3("n", n));
+    return RUN(n->device, gate_noise, n, spec);
+}
+
+dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z, const dms_tensor *n,
+                         float tau)
+{
+    DMS_TRY(expect_rank3("z", z));
+    DMS_TRY(expect("n", n, z));
+    DMS_TRY(expect("bias", bias, z));
+    DMS_TRY(expect("d", d, z));
+    return RUN(z->device, gate_soft, bias, d, z, n, tau);
+}
+
+dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_tensor *pressure,
+                             const dms_tensor *z, const dms_tensor *n, float tau)
+{
+    DMS_TRY(expect_rank3("z", z));
+    DMS_TRY(expect("n", n, z));
+    DMS_TRY(expect("dbias", dbias, z));
+    DMS_TRY(expect("dz", dz, z));
+    DMS_TRY(expect_shape("pressure", pressure, z->device, DMS_F32, 1, z->shape[0]));
+    return RUN(z->device, gate_soft_bwd, dz, dbias, pressure, z, n, tau);
+}
+
+dms_status dms_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)
+{
+    DMS_TRY(expect_rank3("z", z));
+    DMS_TRY(expect("bias", bias, z));
+    DMS_TRY(expect("d", d, z));
+    return RUN(z->device, gate_hard, bias, d, z);
+}
+
+static dms_status check_attention(const dms_attention_in *in)
+{
+    const dms_tensor *q = in->q, *k = in->k;
+    const int64_t width = in->head_dim;
+    DMS_TRY(expect_rank3("q", q));
+    DMS_TRY(expect_rank3("k", k));
+    DMS_TRY(expect_shape("k", k, q->device, DMS_F32, 3, q->shape[0], q->shape[1], dms_cols(k)));
+    DMS_TRY(expect("v", in->v, k));
+    if (width <= 0 || dms_cols(k) % width || dms_cols(q) % dms_cols(k))
+        return dms_fail(DMS_ERR_SHAPE,
+                        "q and k have %" PRId64 " and %" PRId64
+                        " channels, expected groups of heads of %" PRId64,
+                        dms_cols(q), dms_cols(k), width);
+    if (in->window < 0)
+        return dms_fail(DMS_ERR_ARG, "window is %" PRId64 ", expected 0 or more", in->window);
+    return expect_shape("bias", in->bias, q->device, DMS_F32, 3, q->shape[0], dms_cols(k) / width,
+                        q->shape[1]);
+}
+
+dms_status dms_attention(dms_tensor *o, dms_tensor *lse, const dms_attention_in *in)
+{
+    const dms_tensor *q = in->q;
+    DMS_TRY(check_attention(in));
+    DMS_TRY(expect("o", o, q));
+    DMS_TRY(expect_shape("lse", lse, q->device, DMS_F32, 3, q->shape[0], dms_cols(q) / in->head_dim,
+                         q->shape[1]));
+    return RUN(q->device, attention, o, lse, in);
+}
+
+dms_status dms_attention_bwd(const dms_attention_grads *grads, const dms_attention_in *in)
+{
+    const dms_tensor *q = in->q;
+    DMS_TRY(check_attention(in));
+    DMS_TRY(expect("o", grads->o, q));
+    DMS_TRY(expect("dout", grads->dout, q));
+    DMS_TRY(expect_shape("lse", grads->lse, q->device, DMS_F32, 3, q->shape[0],
+                         dms_cols(q) / in->head_dim, q->shape[1]));
+    DMS_TRY(expect("dq", grads->dq, q));
+    DMS_TRY(expect("dk", grads->dk, in->k));
+    DMS_TRY(expect("dv", grads->dv, in->k));
+    if (grads->dbias && !in->bias)
+        return dms_fail(DMS_ERR_ARG, "dbias is asked for, but there is no bias");
+    if (grads->dbias)
+        DMS_TRY(expect("dbias", grads->dbias, in->bias));
+    return RUN(q->device, attention_bwd, grads, in);
+}
+
+static dms_status check_heads(const dms_distill_in *in)
+{
+    const dms_tensor *xs = in->xs, *ws = in->ws;
+    DMS_TRY(expect_weight("ws", ws, ws->shape[0], dms_cols(xs)));
+    if (in->xt) {
+        DMS_TRY(expect("xt", in->xt, xs));
+        DMS_TRY(expect_weight("wt", in->wt, ws->shape[0], dms_cols(xs)));
+    }
+    return expect_count("weight", in->weight, DMS_F32, dms_rows(xs));
+}
+
+dms_status dms_distill(const dms_distill_out *out, const dms_distill_in *in)
+{
+    const dms_tensor *ws = in->ws;
+    DMS_TRY(check_heads(in));
+    if (!in->xt)
+        return dms_fail(DMS_ERR_ARG, "distillation wants a teacher, xt is NULL");
+    DMS_TRY(expect_count("kl", out->kl, DMS_F32, dms_rows(in->xs)));
+    DMS_TRY(expect("dxs", out->dxs, in->xs));
+    DMS_TRY(expect_shape("dws", out->dws, ws->device, DMS_F32, 2, ws->shape[0], ws->shape[1]));
+    return RUN(ws->device, distill, out, in);
+}
+
+dms_status dms_score(const dms_score_out *out, const dms_distill_in *in)
+{
+    const int64_t rows = dms_rows(in->xs);
+    DMS_TRY(check_heads(in));
+    if (!in->xt && (out->nll_teacher || out->kl_forward || out->kl_reverse || out->agree))
+        return dms_fail(DMS_ERR_ARG, "a comparison wants a teacher, xt is NULL");
+    if (!out->next && (out->nll || out->nll_teacher))
+        return dms_fail(DMS_ERR_ARG, "nll wants the next tokens, next is NULL");
+    DMS_TRY(expect_count("next", out->next, DMS_I32, rows));
+    DMS_TRY(expect_count("nll", out->nll, DMS_F32, rows));
+    DMS_TRY(expect_count("nll_teacher", out->nll_teacher, DMS_F32, rows));
+    DMS_TRY(expect_count("kl_forward", out->kl_forward, DMS_F32, rows));
+    DMS_TRY(expect_count("kl_reverse", out->kl_reverse, DMS_F32, rows));
+    DMS_TRY(expect_count("agree", out->agree, DMS_F32, rows));
+    return RUN(in->ws->device, score, out, in);
+}
+
+dms_status dms_compression(const dms_compression_out *out, const dms_tensor *d, float target,
+                           float weight)
+{
+    if (d->rank != 4)
+        return dms_fail(DMS_ERR_SHAPE, "d has %d dimensions, expected [L, B, G, T]", d->rank);
+    DMS_TRY(expect_shape("loss", out->loss, d->device, DMS_F32, 1, d->shape[1]));
+    DMS_TRY(expect_shape("frac", out->frac, d->device, DMS_F32, 1, d->shape[1]));
+    DMS_TRY(expect_shape("pressure", out->pressure, d->device, DMS_F32, 1, d->shape[1]));
+    return RUN(d->device, compression, out, d, target, weight);
+}
+
+dms_status dms_l2_norm(dms_tensor *norm, const dms_tensor *g)
+{
+    DMS_TRY(expect_count("norm", norm, DMS_F32, 1));
+    return RUN(g->device, l2_norm, norm, g);
+}
+
+dms_status dms_adamw(const dms_adamw_state *state, const dms_tensor *g, const dms_tensor *norm,
+                     const dms_adamw_spec *spec)
+{
+    const int64_t n = dms_count(g);
+    DMS_TRY(expect_count("w", state->w, DMS_F32, n));
+    DMS_TRY(expect_count("copy", state->copy, DMS_BF16, n));
+    DMS_TRY(expect_count("m", state->m, DMS_F32, n));
+    DMS_TRY(expect_count("v", state->v, DMS_F32, n));
+    DMS_TRY(expect_count("norm", norm, DMS_F32, 1));
+    return RUN(g->device, adamw, state, g, norm, spec);
+}
+
+/* Rows of the cache with `cols` channels in x: [n, T, cols]. */
+static dms_status check_paged(const dms_paged *c, const dms_paged_rows *rows, const char *name,
+                              const dms_tensor *x, int64_t cols)
+{
+    const int64_t n = rows->sequences->shape[0], tokens = dms_cols(rows->positions);
+    DMS_TRY(expect_shape("sequences", rows->sequences, c->device, DMS_I32, 1, n));
+    DMS_TRY(expect_shape("positions", rows->positions, c->device, DMS_I32, 2, n, tokens));
+    if (rows->layer < 0 || rows->layer >= c->layers)
+        return dms_fail(DMS_ERR_ARG, "layer is %d, the cache has %d", rows->layer, c->layers);
+    return expect_shape(name, x, c->device, DMS_F32, 3, n, tokens, cols);
+}
+
+dms_status dms_paged_append(const dms_paged *cache, const dms_paged_rows *rows, const dms_tensor *k,
+                            const dms_tensor *v, const dms_tensor *z)
+{
+    const int64_t cols = (int64_t)cache->groups * cache->head_dim;
+    DMS_TRY(check_paged(cache, rows, "k", k, cols));
+    DMS_TRY(expect("v", v, k));
+    DMS_TRY(expect_shape("z", z, cache->device, DMS_F32, 3, k->shape[0], (int64_t)cache->groups,
+                         k->shape[1]));
+    return RUN(cache->device, paged_append, cache, rows, k, v, z);
+}
+
+dms_status dms_paged_attention(dms_tensor *o, const dms_paged *cache, const dms_paged_rows *rows,
+                               const dms_tensor *q)
+{
+    const int64_t cols = dms_cols(q), group = (int64_t)cache->groups * cache->head_dim;
+    DMS_TRY(check_paged(cache, rows, "q", q, cols));
+    if (cols % group)
+        return dms_fail(DMS_ERR_SHAPE,
+                        "q has %" PRId64 " channels, expected a multiple of %" PRId64, cols, group);
+    DMS_TRY(expect("o", o, q));
+    return RUN(cache->device, paged_attention, o, cache, rows, q);
+}
+
+dms_status dms_paged_compact(const dms_paged *cache, const dms_paged_rows *rows)
+{
+    DMS_TRY(check_paged(cache, rows, "", NULL, 0));
+    return RUN(cache->device, paged_compact, cache, rows);
+}
+
+dms_status dms_paged_drop(const dms_paged *cache, int sequence)
+{
+    if (sequence < 0 || sequence >= cache->sequences)
+        return dms_fail(DMS_ERR_ARG, "sequence is %d, the cache has %d", sequence,
+                        cache->sequences);
+    return RUN(cache->device, paged_drop, cache, sequence);
+}
+
+dms_status dms_paged_grow(const dms_paged *cache, int first, int count)
+{
+    if (first < 0 || count < 0 || first > cache->pages - count)
+        return dms_fail(DMS_ERR_ARG, "pages %d to %d are added, %d exist", first, first + count,
+                        cache->pages);
+    return RUN(cache->device, paged_grow, cache, first, count);
+}
+
+dms_status dms_paged_pack(const dms_paged *cache, int keep)
+{
+    if (keep < 0 || keep > cache->pages)
+        return dms_fail(DMS_ERR_ARG, "%d pages are to be kept, %d exist", keep, cache->pages);
+    return RUN(cache->device, paged_pack, cache, keep);
+}
+
+dms_status dms_device_open(dms_device **out, dms_device_kind kind, int threads)
+{
+    return kind == DMS_CUDA ? dms_cuda_open(out, threads) : dms_cpu_open(out, threads);
+}

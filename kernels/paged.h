@@ -1,0 +1,117 @@
+/* The freed KV cache in device memory: pages of one pool, and the ops that change and read it.
+ *
+ * A unit is one (sequence, layer, KV head). It owns ceil(live/P) pages; slot i lies in place i % P
+ * of its page i / P. Slots hold keys after RoPE, in any order. A slot knows the position of its
+ * token and whether the token is evicted by the decision that followed it; a ring finds the slot of
+ * each of the last window + 1 tokens. Everything lives in device memory, so that a step needs no
+ * decision of the host; the host only adds and takes away slabs of pages between steps.
+ *
+ * Letters: S sequences, L, G, R, E as in ops.h, P slots of a page, n sequences of a batch, T tokens
+ * of each, U = S*L*G units in the order (sequence, layer, head). */
+#ifndef DMS_PAGED_H
+#define DMS_PAGED_H
+
+#include <stdbool.h>
+
+#include "kernels/tensor.h"
+
+DMS_BEGIN_C
+
+/* Totals that the ops keep. */
+enum {
+    DMS_PAGED_LIVE,    /* live slots of all units */
+    DMS_PAGED_PEAK,    /* the most there have been at one time */
+    DMS_PAGED_FREE,    /* pages on the stack of free pages */
+    DMS_PAGED_READS,   /* slots read by single tokens: kv_reads of method.md section 5 */
+    DMS_PAGED_VISIBLE, /* pairs of query and visible slot in chunks, once a KV head */
+    DMS_PAGED_COUNTERS
+};
+
+/* The caller owns all memory. Pointers are to device memory. */
+typedef struct {
+    dms_device *device;
+    dms_dtype dtype; /* of stored keys and values: f32 or bf16 */
+    int sequences, layers, groups, head_dim;
+    int page_slots;       /* P, a multiple of 16 */
+    int slab_pages;       /* pages of a slab */
+    int pages;            /* pages that exist: those of all slabs */
+    int unit_pages;       /* the most pages of one unit */
+    int64_t window;       /* >= 0 */
+    int64_t ring_entries; /* min(window + 1, longest text) */
+    void **slabs;         /* [pages/slab_pages] */
+    int32_t *free_pages;  /* [pages], a stack of page numbers */
+    int32_t *unit_list;   /* [U, unit_pages], page numbers */
+    int32_t *live;        /* [U], slots in use */
+    int32_t *ring;        /* [U, ring_entries], slot of token t at t % ring_entries */
+    int64_t *counters;    /* [DMS_PAGED_COUNTERS] */
+} dms_paged;
+
+/* The places of one page. Keys are held transposed: a query's product with all slots then runs
+ * along contiguous memory. */
+typedef struct {
+    void *k;        /* [E, P] */
+    void *v;        /* [P, E padded to 16]; the padding is zero */
+    int32_t *at;    /* [P]: 2*position + evicted */
+    int32_t *owner; /* [2]: unit, index in its list; unit -1 in a free page */
+} dms_page;
+
+static inline int64_t dms_page_padded(const dms_paged *c)
+{
+    return ((int64_t)c->head_dim + 15) / 16 * 16;
+}
+
+static inline size_t dms_page_bytes(const dms_paged *c)
+{
+    const size_t slots = (size_t)c->page_slots, one = dms_dtype_bytes(c->dtype);
+    const size_t wide = (size_t)c->head_dim + (size_t)dms_page_padded(c);
+    return (slots * (wide * one + sizeof(int32_t)) + 2 * sizeof(int32_t) + 63) / 64 * 64;
+}
+
+static inline dms_page dms_page_at(const dms_paged *c, int32_t number)
+{
+    const size_t slots = (size_t)c->page_slots, one = dms_dtype_bytes(c->dtype);
+    char *base = (char *)c->slabs[number / c->slab_pages] +
+                 (size_t)(number % c->slab_pages) * dms_page_bytes(c);
+    char *v = base + slots * (size_t)c->head_dim * one;
+    char *at = v + slots * (size_t)dms_page_padded(c) * one;
+    return (dms_page){base, v, (int32_t *)at, (int32_t *)at + slots};
+}
+
+/* Which rows of a batch an op works on. positions: [n, T], i32, consecutive in a row; each row
+ * continues its sequence. No sequence appears twice. */
+typedef struct {
+    const dms_tensor *sequences; /* [n], i32, each in [0, S) */
+    const dms_tensor *positions;
+    int layer;
+} dms_paged_rows;
+
+/* Enters T tokens of each row. First the decision z > 0 of a token becomes the eviction of the
+ * token before it (method.md section 4). T = 1: the new token takes the slot of the token window +
+ * 1 steps back if that one is evicted, else a new slot. T > 1: new slots only; attend, then
+ * compact. k, v: [n, T, G*E]   z: [n, G, T], NULL: nothing is evicted. DMS_ERR_NOMEM when free
+ * pages run out: the caller sees to that before. */
+typedef dms_status dms_paged_append_fn(const dms_paged *cache, const dms_paged_rows *rows,
+                                       const dms_tensor *k, const dms_tensor *v,
+                                       const dms_tensor *z);
+
+/* Attention of the tokens entered last over the live slots, under the law of visibility (T = 1: all
+ * live slots are visible).   q, o: [n, T, H*E]; o may be q. */
+typedef dms_status dms_paged_attention_fn(dms_tensor *o, const dms_paged *cache,
+                                          const dms_paged_rows *rows, const dms_tensor *q);
+
+/* Drops what the law hides from the last token of each row and from all later ones; slots close
+ * up, and pages left empty are free at once. */
+typedef dms_status dms_paged_compact_fn(const dms_paged *cache, const dms_paged_rows *rows);
+
+/* Drops all slots of one sequence. */
+typedef dms_status dms_paged_drop_fn(const dms_paged *cache, int sequence);
+
+/* Declares pages [first, first + count) of new slabs free. */
+typedef dms_status dms_paged_grow_fn(const dms_paged *cache, int first, int count);
+
+/* Moves pages so that those in use are the first ones, and forgets free pages from `keep` on, which
+ * is not below the number in use. Slots do not change. */
+typedef dms_status dms_paged_pack_fn(const dms_paged *cache, int keep);
+
+DMS_END_C
+#endif

@@ -1,0 +1,187 @@
+#include "model/config.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+typedef enum { REQUIRED, OPTIONAL } need;
+
+static dms_status get_int(int64_t *out, const json_t *keys, const char *key, int64_t fallback,
+                          need n)
+{
+    const json_t *v = json_object_get(keys, key);
+    *out = fallback;
+    if (!v || json_is_null(v))
+        return n == OPTIONAL
+                   ? DMS_OK
+                   : dms_fail(DMS_ERR_FORMAT, "config has no key %s, expected a number", key);
+    if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > INT32_MAX)
+        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a whole number from 1 to %d", key,
+                        INT32_MAX);
+    *out = json_integer_value(v);
+    return DMS_OK;
+}
+
+static dms_status get_real(double *out, const json_t *keys, const char *key, double fallback)
+{
+    const json_t *v = json_object_get(keys, key);
+    *out = fallback;
+    if (!v || json_is_null(v))
+        return DMS_OK;
+    if (!json_is_number(v) || !(json_number_value(v) > 0))
+        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a number above 0", key);
+    *out = json_number_value(v);
+    return DMS_OK;
+}
+
+static bool get_bool(const json_t *keys, const char *key, bool fallback)
+{
+    const json_t *v = json_object_get(keys, key);
+    return json_is_boolean(v) ? json_is_true(v) : fallback;
+}
+
+static const char *get_text(const json_t *keys, const char *key, const char *fallback)
+{
+    const char *text = json_string_value(json_object_get(keys, key));
+    return text ? text : fallback;
+}
+
+static dms_status parse_sizes(dms_config *c, const json_t *keys)
+{
+    int64_t layers, heads, kv_heads, head_dim;
+    DMS_TRY(get_int(&c->width, keys, "hidden_size", 0, REQUIRED));
+    DMS_TRY(get_int(&layers, keys, "num_hidden_layers", 0, REQUIRED));
+    DMS_TRY(get_int(&heads, keys, "num_attention_heads", 0, REQUIRED));
+    DMS_TRY(get_int(&kv_heads, keys, "num_key_value_heads", heads, OPTIONAL));
+    DMS_TRY(get_int(&head_dim, keys, "head_dim", c->width / heads, OPTIONAL));
+    DMS_TRY(get_int(&c->ffn, keys, "intermediate_size", 0, REQUIRED));
+    DMS_TRY(get_int(&c->vocab, keys, "vocab_size", 0, REQUIRED));
+    DMS_TRY(get_int(&c->max_positions, keys, "max_position_embeddings", 2048, OPTIONAL));
+    if (heads % kv_heads)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "config has %" PRId64 " query heads and %" PRId64
+                        " KV heads, expected a multiple",
+                        heads, kv_heads);
+    if (head_dim < 2 || head_dim % 2 || head_dim > 512)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "head width is %" PRId64 ", expected an even number from 2 to 512",
+                        head_dim);
+    if (layers > 1024 || heads > 1024)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "config has %" PRId64 " layers of %" PRId64
+                        " heads, expected at most 1024 of each",
+                        layers, heads);
+    c->layers = (int)layers;
+    c->heads = (int)heads;
+    c->kv_heads = (int)kv_heads;
+    c->head_dim = (int)head_dim;
+    return DMS_OK;
+}
+
+static dms_status parse_llama3_scaling(dms_rope_scaling *s, const json_t *keys)
+{
+    DMS_TRY(get_real(&s->factor, keys, "factor", 8.0));
+    DMS_TRY(get_real(&s->low_freq_factor, keys, "low_freq_factor", 1.0));
+    DMS_TRY(get_real(&s->high_freq_factor, keys, "high_freq_factor", 4.0));
+    DMS_TRY(
+        get_int(&s->original_positions, keys, "original_max_position_embeddings", 8192, OPTIONAL));
+    if (s->high_freq_factor == s->low_freq_factor)
+        return dms_fail(DMS_ERR_FORMAT, "rope high_freq_factor equals low_freq_factor");
+    return DMS_OK;
+}
+
+/* transformers 5 keeps everything in rope_parameters; before, rope_theta and rope_scaling. */
+static dms_status parse_rope(dms_config *c, const json_t *keys)
+{
+    const json_t *both = json_object_get(keys, "rope_parameters");
+    const json_t *scaling = json_is_object(both) ? both : json_object_get(keys, "rope_scaling");
+    DMS_TRY(get_real(&c->rope_theta, keys, "rope_theta", 10000.0));
+    if (json_is_object(both))
+        DMS_TRY(get_real(&c->rope_theta, both, "rope_theta", c->rope_theta));
+    if (!json_is_object(scaling))
+        return DMS_OK;
+    const char *type = get_text(scaling, "rope_type", get_text(scaling, "type", "default"));
+    if (!strcmp(type, "default"))
+        return DMS_OK;
+    if (!strcmp(type, "llama3"))
+        return parse_llama3_scaling(&c->rope_scaling, scaling);
+    return dms_fail(DMS_ERR_FORMAT, "rope scaling is \"%s\", expected default or llama3", type);
+}
+
+static dms_status parse_family(dms_config *c, const json_t *keys)
+{
+    const char *family = get_text(keys, "model_type", "(absent)");
+    const bool qwen2 = !strcmp(family, "qwen2"), qwen3 = !strcmp(family, "qwen3");
+    if (strcmp(family, "llama") != 0 && !qwen2 && !qwen3)
+        return dms_fail(DMS_ERR_FORMAT, "model_type is \"%s\", expected llama, qwen2 or qwen3",
+                        family);
+    strcpy(c->family, family);
+    const bool attention_bias = get_bool(keys, "attention_bias", false);
+    c->qkv_bias = qwen2 || attention_bias;
+    c->o_bias = !qwen2 && attention_bias;
+    c->qk_norm = qwen3;
+    c->tied = get_bool(keys, "tie_word_embeddings", false);
+    const char *act = get_text(keys, "hidden_act", "silu");
+    if (strcmp(act, "silu") != 0)
+        return dms_fail(DMS_ERR_FORMAT, "hidden_act is \"%s\", expected silu", act);
+    if (get_bool(keys, "mlp_bias", false))
+        return dms_fail(DMS_ERR_FORMAT, "mlp_bias is true, expected false: not supported");
+    if (get_bool(keys, "use_sliding_window", false))
+        return dms_fail(DMS_ERR_FORMAT, "use_sliding_window is true, expected false: a model with "
+                                        "its own window is not supported");
+    return DMS_OK;
+}
+
+static dms_status parse_token(int32_t *out, const json_t *v, const char *key)
+{
+    if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
+        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a token id", key);
+    *out = (int32_t)json_integer_value(v);
+    return DMS_OK;
+}
+
+static dms_status parse_specials(dms_config *c, const json_t *keys)
+{
+    const json_t *bos = json_object_get(keys, "bos_token_id");
+    const json_t *eos = json_object_get(keys, "eos_token_id");
+    c->bos = -1;
+    if (json_is_integer(bos))
+        DMS_TRY(parse_token(&c->bos, bos, "bos_token_id"));
+    if (!eos || json_is_null(eos))
+        return DMS_OK;
+    if (!json_is_array(eos)) {
+        c->n_eos = 1;
+        return parse_token(&c->eos[0], eos, "eos_token_id");
+    }
+    if (json_array_size(eos) > DMS_MAX_EOS)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "config key eos_token_id has %zu tokens, expected at most %d",
+                        json_array_size(eos), DMS_MAX_EOS);
+    for (size_t i = 0; i < json_array_size(eos); i++)
+        DMS_TRY(parse_token(&c->eos[i], json_array_get(eos, i), "eos_token_id"));
+    c->n_eos = (int)json_array_size(eos);
+    return DMS_OK;
+}
+
+dms_status dms_config_parse(dms_config *out, const json_t *keys)
+{
+    dms_config c = {0};
+    double eps;
+    if (!json_is_object(keys))
+        return dms_fail(DMS_ERR_FORMAT, "the model has no config keys, expected a config.json");
+    DMS_TRY(parse_family(&c, keys));
+    DMS_TRY(parse_sizes(&c, keys));
+    DMS_TRY(parse_rope(&c, keys));
+    DMS_TRY(parse_specials(&c, keys));
+    DMS_TRY(get_real(&eps, keys, "rms_norm_eps", 1e-6));
+    c.norm_eps = (float)eps;
+    *out = c;
+    return DMS_OK;
+}
+
+bool dms_config_is_eos(const dms_config *c, int32_t token)
+{
+    for (int i = 0; i < c->n_eos; i++)
+        if (c->eos[i] == token)
+            return true;
+    return false;
+}

@@ -1,0 +1,75 @@
+#include "model/dms.h"
+
+dms_tensor dms_layer_view(const dms_tensor *all, int layer)
+{
+    dms_tensor t = *all;
+    t.rank = 3;
+    for (int i = 0; i < 3; i++)
+        t.shape[i] = all->shape[i + 1];
+    t.data = (char *)all->data + (size_t)layer * dms_tensor_bytes(&t);
+    return t;
+}
+
+static dms_var *attend(const dms_pass *pass, dms_var *const qkv[3], dms_var *bias, int64_t window)
+{
+    return dms_ad_attention(pass->tape,
+                            &(dms_ad_attention_in){.q = qkv[0],
+                                                   .k = qkv[1],
+                                                   .v = qkv[2],
+                                                   .bias = bias,
+                                                   .window = window,
+                                                   .head_dim = pass->model->config.head_dim});
+}
+
+dms_var *dms_attend_dense(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
+{
+    (void)layer;
+    (void)z;
+    return attend(pass, qkv, NULL, 0);
+}
+
+/* A variable that shows one layer of tensors given from outside. */
+static dms_var *given_logits(const dms_pass *pass, const dms_tensor *all, int layer)
+{
+    const dms_tensor view = dms_layer_view(all, layer);
+    dms_var *v = dms_tape_input(pass->tape, view);
+    if (v)
+        v->value = view;
+    return v;
+}
+
+dms_var *dms_attend_soft(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
+{
+    const dms_soft_context *c = pass->context;
+    const dms_gate *gate = &pass->model->gate;
+    if (!z)
+        return NULL;
+    dms_noise_spec spec = c->noise;
+    spec.layer = layer;
+    dms_var *noise = c->injected ? given_logits(pass, c->injected, layer)
+                                 : dms_ad_gate_noise(pass->tape, z, &spec);
+    const dms_tensor decisions = dms_layer_view(c->decisions, layer);
+    const dms_gate_spec relaxed = {&decisions, c->pressure, gate->tau};
+    return attend(pass, qkv, dms_ad_gate_soft(pass->tape, z, noise, &relaxed), gate->window);
+}
+
+dms_var *dms_attend_hard(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
+{
+    const dms_hard_context *c = pass->context;
+    if (c->given)
+        z = given_logits(pass, c->given, layer);
+    if (!z)
+        return NULL;
+    const dms_tensor decisions = dms_layer_view(c->decisions, layer);
+    if (c->logits && !dms_tape_measures(pass->tape)) {
+        dms_tensor out = dms_layer_view(c->logits, layer);
+        dms_tape_check(pass->tape, dms_cast(&out, &z->value));
+    }
+    return attend(pass, qkv, dms_ad_gate_hard(pass->tape, z, &decisions), c->window);
+}
+
+float dms_fade_keep(int64_t step, int64_t fade_steps)
+{
+    const float keep = 1.0f - (float)step / (0.8f * (float)fade_steps);
+    return fade_steps > 0 && keep > 0 ? keep : 0.0f;
+}

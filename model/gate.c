@@ -1,0 +1,77 @@
+#include "model/gate.h"
+
+#include <string.h>
+
+static const char *const names[] = {
+    [DMS_GATE_NONE] = "none", [DMS_GATE_NEURON] = "neuron", [DMS_GATE_ADAPTER] = "adapter"};
+
+const char *dms_gate_name(dms_gate_kind kind)
+{
+    return names[kind];
+}
+
+dms_status dms_gate_from_name(dms_gate_kind *out, const char *name)
+{
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(name, names[i])) {
+            *out = (dms_gate_kind)i;
+            return DMS_OK;
+        }
+    return dms_fail(DMS_ERR_ARG, "gate is \"%s\", expected neuron, adapter or none", name);
+}
+
+dms_gate dms_gate_defaults(void)
+{
+    return (dms_gate){.window = 512, .alpha_scale = 100.0f, .alpha_offset = 5.0f, .tau = 0.1f};
+}
+
+static dms_status read_number(double *out, const json_t *keys, const char *key, double low)
+{
+    const json_t *v = json_object_get(keys, key);
+    if (!v)
+        return DMS_OK;
+    if (!json_is_number(v) || !(json_number_value(v) >= low) || json_number_value(v) > 1e9)
+        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a number from %g to 1e9", key, low);
+    *out = json_number_value(v);
+    return DMS_OK;
+}
+
+dms_status dms_gate_parse(dms_gate *out, const json_t *keys)
+{
+    dms_gate gate = dms_gate_defaults();
+    double window = (double)gate.window, scale = (double)gate.alpha_scale;
+    double offset = (double)gate.alpha_offset, tau = (double)gate.tau;
+    if (!json_object_get(keys, "dms_window_size") && !json_object_get(keys, "dms_alpha_scale")) {
+        *out = gate;
+        return DMS_OK;
+    }
+    DMS_TRY(read_number(&window, keys, "dms_window_size", 0));
+    DMS_TRY(read_number(&scale, keys, "dms_alpha_scale", 0));
+    DMS_TRY(read_number(&offset, keys, "dms_initial_alpha_offset", -1e9));
+    DMS_TRY(read_number(&tau, keys, "dms_tau", 1e-6));
+    const bool separate = json_is_true(json_object_get(keys, "dms_separate_alpha"));
+    *out = (dms_gate){.kind = separate ? DMS_GATE_ADAPTER : DMS_GATE_NEURON,
+                      .window = (int64_t)window,
+                      .alpha_scale = (float)scale,
+                      .alpha_offset = (float)offset,
+                      .tau = (float)tau};
+    return DMS_OK;
+}
+
+dms_status dms_gate_write(json_t *keys, const dms_gate *gate, double cr)
+{
+    int bad = 0;
+    if (gate->kind == DMS_GATE_NONE)
+        return DMS_OK;
+    bad |= json_object_set_new(keys, "dms_window_size", json_integer(gate->window));
+    bad |= json_object_set_new(keys, "dms_alpha_scale", json_real((double)gate->alpha_scale));
+    bad |= json_object_set_new(keys, "dms_initial_alpha_offset",
+                               json_real((double)gate->alpha_offset));
+    bad |= json_object_set_new(keys, "dms_separate_alpha",
+                               json_boolean(gate->kind == DMS_GATE_ADAPTER));
+    bad |= json_object_set_new(keys, "dms_alpha_per", json_string("head"));
+    bad |= json_object_set_new(keys, "dms_tau", json_real((double)gate->tau));
+    if (cr > 0)
+        bad |= json_object_set_new(keys, "dms_cr", json_real(cr));
+    return bad ? dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys") : DMS_OK;
+}

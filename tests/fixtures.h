@@ -1,0 +1,16 @@
+/* Where the reference values are: DMS_FIXTURES, or else the project's own copy. */
+#ifndef DMS_TEST_FIXTURES_H
+#define DMS_TEST_FIXTURES_H
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* Writes "FIXTURES/relative" into out (at least 1024 bytes) and returns it. */
+static inline const char *fixture(char *out, const char *relative)
+{
+    const char *root = getenv("DMS_FIXTURES");
+    snprintf(out, 1024, "%s/%s", root ? root : DMS_SOURCE_DIR "/tests/fixtures", relative);
+    return out;
+}
+
+#endif

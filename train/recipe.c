@@ -1,0 +1,156 @@
+/* A recipe's defaults, overrides, cross-checks and its written form. */
+#include "train/recipe.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "train/recipe_keys.h"
+
+dms_recipe dms_recipe_defaults(void)
+{
+    dms_recipe r = {0};
+    const dms_gate gate = dms_gate_defaults();
+    r.data.context = 512;
+    r.dms.gate = DMS_GATE_NEURON;
+    r.dms.window = 256;
+    r.dms.tau = 0.1;
+    r.dms.alpha_scale = (double)gate.alpha_scale;
+    r.dms.alpha_offset = (double)gate.alpha_offset;
+    r.schedule.steps = 1000;
+    r.schedule.cr = 8;
+    r.schedule.ramp_steps = 700;
+    r.loss.direction = DMS_KL_REVERSE;
+    r.loss.lambda = 1;
+    r.optim.train = DMS_TRAIN_ALL;
+    r.optim.lr = 3e-5;
+    r.optim.beta1 = 0.9;
+    r.optim.beta2 = 0.95;
+    r.optim.eps = 1e-8;
+    r.optim.clip = 1;
+    strcpy(r.run.folder, "runs/run");
+    r.run.batch = 1;
+    r.run.accumulate = 1;
+    r.run.save_every = 100;
+    r.run.keep = 2;
+    r.run.eval_sequences = 16;
+    return r;
+}
+
+dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
+{
+    char section[64], key[64];
+    int used = 0;
+    if (sscanf(assignment, "%63[a-z_].%63[a-z0-9_]=%n", section, key, &used) != 2 || !used)
+        return dms_fail(DMS_ERR_ARG, "override is \"%s\", expected section.key=value", assignment);
+    const dms_recipe_key *k = dms_recipe_find(section, key);
+    if (!k)
+        return dms_recipe_unknown(section, key);
+    const char *value = assignment + used;
+    if (k->type != DMS_KEY_PATHS)
+        return dms_recipe_assign(recipe, k, value, false);
+    for (bool append = false; value; append = true) {
+        char item[DMS_PATH_SIZE];
+        const char *comma = strchr(value, ',');
+        const size_t length = comma ? (size_t)(comma - value) : strlen(value);
+        snprintf(item, sizeof(item), "%.*s", (int)length, value);
+        DMS_TRY(dms_recipe_assign(recipe, k, item, append));
+        value = comma ? comma + 1 : NULL;
+    }
+    return DMS_OK;
+}
+
+static dms_status check_schedule(const dms_recipe *r)
+{
+    if (r->schedule.fade_steps >= r->schedule.steps)
+        return dms_fail(DMS_ERR_ARG,
+                        "schedule.fade_steps is %" PRId64 ", expected less than schedule.steps, "
+                        "which is %" PRId64,
+                        r->schedule.fade_steps, r->schedule.steps);
+    if (r->schedule.fade_steps && r->dms.gate == DMS_GATE_ADAPTER)
+        return dms_fail(DMS_ERR_ARG,
+                        "schedule.fade_steps is %" PRId64
+                        ", expected 0: the adapter gate borrows no channel",
+                        r->schedule.fade_steps);
+    return DMS_OK;
+}
+
+dms_status dms_recipe_check(const dms_recipe *r)
+{
+    if (!r->model.path[0])
+        return dms_fail(DMS_ERR_ARG, "model.path is missing, expected a model's file or folder");
+    if (!r->data.train.n)
+        return dms_fail(DMS_ERR_ARG, "data.train is missing, expected token shards; make them with "
+                                     "dms-tokenize");
+    if (r->dms.gate == DMS_GATE_NONE)
+        return dms_fail(DMS_ERR_ARG, "dms.gate is none, expected neuron or adapter");
+    if (r->dms.window >= r->data.context)
+        return dms_fail(DMS_ERR_ARG,
+                        "dms.window is %" PRId64 ", expected less than data.context, which is "
+                        "%" PRId64 ": nothing would ever be evicted",
+                        r->dms.window, r->data.context);
+    if (!r->run.folder[0])
+        return dms_fail(DMS_ERR_ARG, "run.folder is empty, expected where to put the run");
+    return check_schedule(r);
+}
+
+/* A YAML double-quoted scalar. */
+static void write_quoted(const char *text, FILE *out)
+{
+    fputc('"', out);
+    for (; *text; text++) {
+        if (*text == '"' || *text == '\\')
+            fputc('\\', out);
+        fputc(*text, out);
+    }
+    fputc('"', out);
+}
+
+static void write_paths(const dms_paths *paths, FILE *out)
+{
+    fputc('[', out);
+    for (int i = 0; i < paths->n; i++) {
+        if (i)
+            fputs(", ", out);
+        write_quoted(paths->path[i], out);
+    }
+    fputc(']', out);
+}
+
+static void write_value(const dms_recipe *recipe, const dms_recipe_key *key, FILE *out)
+{
+    const void *field = (const char *)recipe + key->offset;
+    switch (key->type) {
+    case DMS_KEY_TEXT:
+        write_quoted(field, out);
+        break;
+    case DMS_KEY_PATHS:
+        write_paths(field, out);
+        break;
+    case DMS_KEY_WHOLE:
+        fprintf(out, "%" PRId64, *(const int64_t *)field);
+        break;
+    case DMS_KEY_REAL:
+        fprintf(out, "%.17g", *(const double *)field);
+        break;
+    case DMS_KEY_BOOL:
+        fputs(*(const bool *)field ? "true" : "false", out);
+        break;
+    case DMS_KEY_CHOICE:
+        fputs(key->choices[*(const int *)field], out);
+        break;
+    }
+}
+
+dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out)
+{
+    size_t n;
+    const dms_recipe_key *keys = dms_recipe_keys(&n);
+    for (size_t i = 0; i < n; i++) {
+        if (!i || strcmp(keys[i].section, keys[i - 1].section) != 0)
+            fprintf(out, "%s:\n", keys[i].section);
+        fprintf(out, "  %s: ", keys[i].key);
+        write_value(recipe, &keys[i], out);
+        fputc('\n', out);
+    }
+    return ferror(out) ? dms_fail(DMS_ERR_IO, "writing the recipe failed") : DMS_OK;
+}

@@ -1,0 +1,81 @@
+/* One run: everything a YAML file says about it. */
+#ifndef DMS_RECIPE_H
+#define DMS_RECIPE_H
+
+#include <stdio.h>
+
+#include "kernels/ops.h"
+#include "model/gate.h"
+
+enum { DMS_PATH_SIZE = 512, DMS_MAX_SHARDS = 16 };
+
+typedef enum { DMS_TRAIN_ALL, DMS_TRAIN_ATTENTION, DMS_TRAIN_GATE } dms_train_set;
+typedef enum { DMS_TRAIN_IN_AUTO, DMS_TRAIN_IN_BF16, DMS_TRAIN_IN_F32 } dms_train_type;
+typedef enum { DMS_RUN_AUTO, DMS_RUN_CPU, DMS_RUN_CUDA } dms_run_device;
+
+typedef struct {
+    int n;
+    char path[DMS_MAX_SHARDS][DMS_PATH_SIZE];
+} dms_paths;
+
+/* Fields carry the names of the YAML keys: section.key is section.key. A plain value: copying it
+ * copies everything. */
+typedef struct {
+    struct {
+        char path[DMS_PATH_SIZE];
+    } model;
+    struct {
+        dms_paths train;             /* token shards */
+        char heldout[DMS_PATH_SIZE]; /* token shard; empty: no evaluation */
+        int64_t context;             /* T */
+    } data;
+    struct {
+        int gate; /* dms_gate_kind */
+        int64_t window;
+        double tau, alpha_scale, alpha_offset;
+    } dms;
+    struct {
+        int64_t steps;      /* optimiser steps, the fade included */
+        int64_t fade_steps; /* neuron gate; 0: the channel is dropped at once */
+        double cr;          /* compression ratio that the schedule rises to */
+        int64_t ramp_steps; /* from CR 1 to `cr`, counted from the end of the fade */
+    } schedule;
+    struct {
+        int direction; /* dms_kl_direction */
+        double lambda; /* weight of the compression loss */
+    } loss;
+    struct {
+        int train; /* dms_train_set */
+        double lr, beta1, beta2, eps, weight_decay, clip;
+    } optim;
+    struct {
+        char folder[DMS_PATH_SIZE];
+        int64_t seed;
+        int64_t batch;            /* B, sequences of one forward pass */
+        int64_t accumulate;       /* forward passes of one optimiser step */
+        int compute;              /* dms_train_type */
+        bool replay;              /* recompute blocks in backward: less memory, a third slower */
+        int64_t save_every, keep; /* steps between checkpoints; how many are kept */
+        int64_t eval_every, eval_sequences; /* 0: only at the end */
+    } run;
+    struct {
+        int kind;        /* dms_run_device */
+        int64_t threads; /* 0: one a core */
+    } device;
+} dms_recipe;
+
+/* Reference settings of method.md section 3; no model, no data. */
+dms_recipe dms_recipe_defaults(void);
+
+/* Reads a YAML file over the values in *recipe, which stay as they were on failure. Errors:
+ * DMS_ERR_IO; DMS_ERR_ARG with file, line, key, what was found and expected: for an unknown key
+ * the nearest known one, for a key given twice, for a value of the wrong type or out of range. */
+dms_status dms_recipe_read(dms_recipe *recipe, const char *path);
+/* Applies one override "section.key=value"; lists are separated by commas. */
+dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment);
+/* What no single key can show: window against context, fade against steps, and so on. */
+dms_status dms_recipe_check(const dms_recipe *recipe);
+/* Writes the complete recipe as YAML that dms_recipe_read reads back to the same values. */
+dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out);
+
+#endif

@@ -1,0 +1,406 @@
+#include "train/trainer.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "checkpoints/source_reader.h"
+#include "data/loader.h"
+#include "train/metrics.h"
+#include "train/state.h"
+
+struct dms_trainer {
+    dms_recipe recipe;
+    dms_device *device;
+    dms_source *source; /* of the teacher */
+    char teacher_hash[65];
+    dms_model *teacher, *student;
+    dms_optimizer optimizer;
+    dms_objective *objective;
+    dms_loader *loader;
+    dms_metrics *metrics; /* NULL under --check */
+    int32_t *ids, *next;  /* [accumulate*batch, T]: the tokens of a step */
+    int64_t step;         /* the next one to run */
+};
+
+static int64_t sequences_a_step(const dms_recipe *r)
+{
+    return r->run.batch * r->run.accumulate;
+}
+
+static dms_schedule schedule_of(const dms_recipe *r)
+{
+    return (dms_schedule){.steps = r->schedule.steps,
+                          .fade_steps = r->schedule.fade_steps,
+                          .ramp_steps = r->schedule.ramp_steps,
+                          .cr = r->schedule.cr};
+}
+
+static dms_status open_device(dms_trainer *t)
+{
+    const dms_recipe *r = &t->recipe;
+    const dms_device_kind kind = r->device.kind == DMS_RUN_CUDA ? DMS_CUDA : DMS_CPU;
+    return dms_device_open(&t->device, kind, (int)r->device.threads);
+}
+
+static dms_dtype compute_type(const dms_trainer *t)
+{
+    const int asked = t->recipe.run.compute;
+    const bool bf16 =
+        asked == DMS_TRAIN_IN_BF16 || (asked == DMS_TRAIN_IN_AUTO && t->device->has_bf16);
+    return bf16 ? DMS_BF16 : DMS_F32;
+}
+
+static dms_gate gate_of(const dms_recipe *r)
+{
+    return (dms_gate){.kind = (dms_gate_kind)r->dms.gate,
+                      .window = r->dms.window,
+                      .alpha_scale = (float)r->dms.alpha_scale,
+                      .alpha_offset = (float)r->dms.alpha_offset,
+                      .tau = (float)r->dms.tau};
+}
+
+static dms_status open_teacher(dms_trainer *t)
+{
+    dms_model_options options = {
+        .device = t->device, .matrix_type = compute_type(t), .positions = t->recipe.data.context};
+    DMS_TRY(dms_source_open(&t->source, t->recipe.model.path));
+    DMS_TRY(dms_source_hash(t->source, t->teacher_hash));
+    DMS_TRY(dms_config_parse(&options.config, dms_source_config(t->source)));
+    DMS_TRY(dms_model_open(&t->teacher, &options));
+    DMS_TRY(dms_model_allocate(t->teacher));
+    const dms_reader reader = dms_source_reader(t->source);
+    return dms_model_read(t->teacher, &reader, &(dms_read_options){0});
+}
+
+/* Frozen weights of the student are the teacher's own memory. */
+static void share_frozen(dms_model *student, const dms_model *teacher)
+{
+    for (int i = 0; i < student->n_weights; i++) {
+        dms_weight *w = &student->weights[i];
+        for (int j = 0; j < teacher->n_weights && !w->var->value.data; j++)
+            if (!strcmp(w->name, teacher->weights[j].name))
+                w->var->value = teacher->weights[j].var->value;
+    }
+}
+
+static dms_status open_student(dms_trainer *t)
+{
+    const dms_model_options options = {.config = t->teacher->config,
+                                       .gate = gate_of(&t->recipe),
+                                       .device = t->device,
+                                       .matrix_type = t->teacher->matrix_type,
+                                       .positions = t->recipe.data.context,
+                                       .rows_apart = t->recipe.optim.train == DMS_TRAIN_GATE};
+    const dms_reader reader = dms_source_reader(t->source);
+    DMS_TRY(dms_model_open(&t->student, &options));
+    DMS_TRY(dms_optimizer_open(&t->optimizer, t->student, (dms_train_set)t->recipe.optim.train));
+    share_frozen(t->student, t->teacher);
+    DMS_TRY(dms_model_allocate(t->student));
+    return dms_optimizer_read(&t->optimizer, t->student, &reader);
+}
+
+static dms_status open_data(dms_trainer *t)
+{
+    const dms_recipe *r = &t->recipe;
+    const char *paths[DMS_MAX_SHARDS];
+    for (int i = 0; i < r->data.train.n; i++)
+        paths[i] = r->data.train.path[i];
+    const dms_loader_options options = {.shards = paths,
+                                        .n_shards = r->data.train.n,
+                                        .context = r->data.context,
+                                        .sequences = sequences_a_step(r),
+                                        .seed = (uint64_t)r->run.seed,
+                                        .shuffled = true};
+    DMS_TRY(dms_loader_open(&t->loader, &options));
+    if (dms_loader_vocab(t->loader) > t->teacher->config.vocab)
+        return dms_fail(DMS_ERR_ARG,
+                        "%s was tokenised for a vocabulary of %" PRId64 ", the model has %" PRId64
+                        "; tokenise it again with this model",
+                        paths[0], (int64_t)dms_loader_vocab(t->loader), t->teacher->config.vocab);
+    const size_t tokens = (size_t)(sequences_a_step(r) * r->data.context);
+    t->ids = malloc(tokens * sizeof(*t->ids));
+    t->next = malloc(tokens * sizeof(*t->next));
+    if (!t->ids || !t->next)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the %zu tokens of a step", tokens);
+    return DMS_OK;
+}
+
+static dms_status open_objective(dms_trainer *t)
+{
+    const dms_recipe *r = &t->recipe;
+    const dms_objective_options options = {.student = t->student,
+                                           .teacher = t->teacher,
+                                           .batch = r->run.batch,
+                                           .context = r->data.context,
+                                           .replay = r->run.replay,
+                                           .direction = (dms_kl_direction)r->loss.direction,
+                                           .lambda = (float)r->loss.lambda};
+    return dms_objective_open(&t->objective, &options);
+}
+
+static dms_status make_folder(const char *path)
+{
+    char part[DMS_PATH_SIZE];
+    for (const char *at = path; *at; at++) {
+        if (at[1] && at[1] != '/')
+            continue;
+        snprintf(part, sizeof(part), "%.*s", (int)(at - path + 1), path);
+        if (mkdir(part, 0777) && errno != EEXIST)
+            return dms_fail(DMS_ERR_IO, "folder %s cannot be made: %s", part, strerror(errno));
+    }
+    return DMS_OK;
+}
+
+/* The resolved recipe beside what it makes. */
+static dms_status write_recipe(const dms_trainer *t)
+{
+    char path[DMS_PATH_SIZE + 32];
+    snprintf(path, sizeof(path), "%s/config.yaml", t->recipe.run.folder);
+    FILE *out = fopen(path, "w");
+    if (!out)
+        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+    const dms_status status = dms_recipe_write(&t->recipe, out);
+    if (fclose(out) && !status)
+        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+    return status;
+}
+
+static dms_stage stage_at(const dms_trainer *t, int64_t step)
+{
+    const dms_schedule schedule = schedule_of(&t->recipe);
+    return dms_schedule_at(&schedule, step);
+}
+
+static dms_state state_of(dms_trainer *t)
+{
+    return (dms_state){.recipe = &t->recipe,
+                       .teacher = t->source,
+                       .teacher_hash = t->teacher_hash,
+                       .student = t->student,
+                       .optimizer = &t->optimizer,
+                       .cr = t->step ? stage_at(t, t->step - 1).cr : 1};
+}
+
+static dms_status open_folder(dms_trainer *t)
+{
+    char checkpoints[DMS_PATH_SIZE + 32];
+    snprintf(checkpoints, sizeof(checkpoints), "%s/checkpoints", t->recipe.run.folder);
+    DMS_TRY(make_folder(checkpoints));
+    const dms_state state = state_of(t);
+    DMS_TRY(dms_state_load(&t->step, &state));
+    DMS_TRY(write_recipe(t));
+    return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
+}
+
+static dms_status open_parts(dms_trainer *t, bool check)
+{
+    DMS_TRY(dms_recipe_check(&t->recipe));
+    DMS_TRY(open_device(t));
+    DMS_TRY(open_teacher(t));
+    DMS_TRY(open_student(t));
+    DMS_TRY(open_data(t));
+    DMS_TRY(open_objective(t));
+    return check ? DMS_OK : open_folder(t);
+}
+
+dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool check)
+{
+    dms_trainer *t = calloc(1, sizeof(*t));
+    if (!t)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a trainer");
+    t->recipe = *recipe;
+    const dms_status status = open_parts(t, check);
+    if (status) {
+        dms_trainer_close(t);
+        return status;
+    }
+    *out = t;
+    return DMS_OK;
+}
+
+void dms_trainer_close(dms_trainer *t)
+{
+    if (!t)
+        return;
+    dms_metrics_close(t->metrics);
+    dms_objective_close(t->objective);
+    dms_loader_close(t->loader);
+    dms_model_close(t->student);
+    dms_optimizer_close(&t->optimizer);
+    dms_model_close(t->teacher);
+    dms_source_close(t->source);
+    if (t->device)
+        t->device->close(t->device);
+    free(t->ids);
+    free(t->next);
+    free(t);
+}
+
+/* All micro-batches of a step: losses and gradients. */
+static dms_status accumulate(dms_trainer *t, dms_step_report *report)
+{
+    const dms_recipe *r = &t->recipe;
+    const int64_t sequences = sequences_a_step(r), tokens = sequences * r->data.context;
+    DMS_TRY(dms_loader_read(t->loader, t->step, 0, sequences, t->ids, t->next));
+    dms_micro_batch batch = {.n_counted = dms_objective_counted(t->objective, t->ids, tokens),
+                             .n_sequences = sequences,
+                             .stage = report->stage,
+                             .noise = {.seed = (uint64_t)r->run.seed, .step = t->step}};
+    DMS_TRY(dms_optimizer_zero(&t->optimizer));
+    for (int64_t i = 0; i < r->run.accumulate; i++) {
+        batch.ids = t->ids + i * r->run.batch * r->data.context;
+        batch.noise.sequence = i * r->run.batch;
+        DMS_TRY(dms_objective_run(t->objective, &batch, &report->losses));
+    }
+    report->tokens = tokens;
+    report->loss = report->losses.kl + r->loss.lambda * report->losses.compress;
+    return DMS_OK;
+}
+
+static dms_status check_finite(const dms_trainer *t, const dms_step_report *r)
+{
+    if (isfinite(r->loss) && isfinite(r->grad_norm))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_NUMBER,
+                    "step %" PRId64
+                    ": loss is %g and gradient norm is %g, expected finite numbers; "
+                    "nothing was updated, the last checkpoint is intact: lower optim.lr or "
+                    "optim.clip and start again from it",
+                    t->step, r->loss, r->grad_norm);
+}
+
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static dms_status run_step(dms_trainer *t, dms_step_report *report)
+{
+    const dms_recipe *r = &t->recipe;
+    const double start = seconds_now();
+    float norm = 0;
+    *report = (dms_step_report){.step = t->step, .stage = stage_at(t, t->step)};
+    if (t->step == r->schedule.fade_steps && r->dms.gate == DMS_GATE_NEURON)
+        DMS_TRY(dms_optimizer_drop_borrowed(&t->optimizer, t->student));
+    DMS_TRY(accumulate(t, report));
+    DMS_TRY(dms_optimizer_norm(&norm, &t->optimizer));
+    report->grad_norm = (double)norm;
+    DMS_TRY(check_finite(t, report));
+    const dms_adamw_spec spec = {.lr = (float)r->optim.lr,
+                                 .beta1 = (float)r->optim.beta1,
+                                 .beta2 = (float)r->optim.beta2,
+                                 .eps = (float)r->optim.eps,
+                                 .weight_decay = (float)r->optim.weight_decay,
+                                 .clip = (float)r->optim.clip,
+                                 .step = t->step + 1};
+    DMS_TRY(dms_optimizer_step(&t->optimizer, &spec));
+    t->step++;
+    report->seconds = seconds_now() - start;
+    return DMS_OK;
+}
+
+/* Whether the schedule passed a whole ratio with the last of `steps` steps: such checkpoints are
+ * kept. */
+static bool passed_whole_ratio(const void *context, int64_t steps)
+{
+    const dms_trainer *t = context;
+    if (steps < 2)
+        return false;
+    const double now = stage_at(t, steps - 1).cr, before = stage_at(t, steps - 2).cr;
+    return floor(now + 1e-9) > floor(before + 1e-9);
+}
+
+static dms_status save(dms_trainer *t, const dms_trainer_hooks *hooks)
+{
+    char path[DMS_PATH_SIZE];
+    const dms_state state = state_of(t);
+    DMS_TRY(dms_state_save(path, &state, t->step, passed_whole_ratio, t));
+    if (hooks->on_save)
+        hooks->on_save(hooks->context, t->step, path);
+    return DMS_OK;
+}
+
+static dms_status evaluate(dms_trainer *t, const dms_trainer_hooks *hooks)
+{
+    dms_eval_report report = {0};
+    if (!hooks->evaluate || !t->recipe.data.heldout[0])
+        return DMS_OK;
+    DMS_TRY(hooks->evaluate(hooks->context, t, &report));
+    DMS_TRY(dms_metrics_eval(t->metrics, t->step - 1, &report));
+    if (hooks->on_eval)
+        hooks->on_eval(hooks->context, t->step, &report);
+    return DMS_OK;
+}
+
+/* What follows a step: log, checkpoint, evaluation. */
+static dms_status after_step(dms_trainer *t, const dms_trainer_hooks *hooks,
+                             const dms_step_report *report, bool stop)
+{
+    const dms_recipe *r = &t->recipe;
+    const bool last = t->step == r->schedule.steps;
+    DMS_TRY(dms_metrics_step(t->metrics, report, r->optim.lr));
+    if (hooks->on_step)
+        hooks->on_step(hooks->context, t, report);
+    if (last || stop || t->step % r->run.save_every == 0 || passed_whole_ratio(t, t->step))
+        DMS_TRY(save(t, hooks));
+    if (last || (r->run.eval_every && t->step % r->run.eval_every == 0))
+        DMS_TRY(evaluate(t, hooks));
+    return DMS_OK;
+}
+
+dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks)
+{
+    while (t->step < t->recipe.schedule.steps) {
+        dms_step_report report;
+        DMS_TRY(run_step(t, &report));
+        const bool stop = hooks->interrupted && hooks->interrupted(hooks->context);
+        DMS_TRY(after_step(t, hooks, &report, stop));
+        if (stop)
+            return dms_fail(DMS_ERR_INTERRUPTED,
+                            "interrupted after step %" PRId64 "; saved: the same command goes on",
+                            t->step);
+    }
+    return DMS_OK;
+}
+
+const dms_recipe *dms_trainer_recipe(const dms_trainer *t)
+{
+    return &t->recipe;
+}
+
+const dms_model *dms_trainer_student(const dms_trainer *t)
+{
+    return t->student;
+}
+
+const dms_model *dms_trainer_teacher(const dms_trainer *t)
+{
+    return t->teacher;
+}
+
+dms_device *dms_trainer_device(const dms_trainer *t)
+{
+    return t->device;
+}
+
+int64_t dms_trainer_step(const dms_trainer *t)
+{
+    return t->step;
+}
+
+size_t dms_trainer_optimizer_bytes(const dms_trainer *t)
+{
+    return t->optimizer.memory.size;
+}
+
+size_t dms_trainer_activation_bytes(const dms_trainer *t)
+{
+    return dms_objective_bytes(t->objective);
+}

@@ -1,0 +1,71 @@
+/* A training run: opens everything a recipe names, steps, evaluates, saves, resumes. */
+#ifndef DMS_TRAINER_H
+#define DMS_TRAINER_H
+
+#include "train/objective.h"
+#include "train/optimizer.h"
+#include "train/recipe.h"
+
+typedef struct dms_trainer dms_trainer;
+
+/* What one optimiser step did. */
+typedef struct {
+    int64_t step; /* 0 for the first */
+    dms_stage stage;
+    dms_losses losses;
+    double loss;      /* kl + lambda*compress */
+    double grad_norm; /* before clipping */
+    double seconds;
+    int64_t tokens;
+} dms_step_report;
+
+/* Held-out quality, hard decisions without noise. */
+typedef struct {
+    double nll, nll_teacher, kl_forward, kl_reverse, agreement;
+    double decision_cr, cache_cr, read_ratio;
+    int64_t positions;
+} dms_eval_report;
+
+/* What a program binds to a run; every function may be NULL. */
+typedef struct {
+    void *context;
+    void (*on_step)(void *context, const dms_trainer *t, const dms_step_report *report);
+    void (*on_eval)(void *context, int64_t step, const dms_eval_report *report);
+    void (*on_save)(void *context, int64_t step, const char *path);
+    /* Scores the student on the held-out shard. */
+    dms_status (*evaluate)(void *context, const dms_trainer *t, dms_eval_report *out);
+    bool (*interrupted)(void *context); /* asked after each step */
+} dms_trainer_hooks;
+
+/* Opens device, models, data and run folder, and resumes from the folder's latest checkpoint if
+ * there is one. With `check` nothing is written. Errors: whatever the recipe's files can cause,
+ * each with its remedy. The recipe is copied. */
+dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool check);
+void dms_trainer_close(dms_trainer *t);
+
+/* Runs to the last step, saves there, evaluates. DMS_ERR_INTERRUPTED after a save when
+ * hooks->interrupted said so. A non-finite loss or gradient stops the run before anything is
+ * updated or overwritten (DMS_ERR_NUMBER). */
+dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks);
+
+/* What is inside, borrowed. */
+const dms_recipe *dms_trainer_recipe(const dms_trainer *t);
+const dms_model *dms_trainer_student(const dms_trainer *t);
+const dms_model *dms_trainer_teacher(const dms_trainer *t);
+dms_device *dms_trainer_device(const dms_trainer *t);
+int64_t dms_trainer_step(const dms_trainer *t); /* the next one to run */
+size_t dms_trainer_optimizer_bytes(const dms_trainer *t);
+size_t dms_trainer_activation_bytes(const dms_trainer *t);
+
+/* Sizes for --check, in bytes and elements. */
+typedef struct {
+    int64_t n_weights, n_trained, tokens_a_step;
+    size_t weight_bytes, optimizer_bytes, activation_bytes, checkpoint_bytes;
+    double flops_a_step; /* the cost model of performance.md; attention by causal keys */
+    dms_dtype compute;
+} dms_trainer_plan;
+dms_trainer_plan dms_trainer_plan_of(const dms_trainer *t);
+/* FLOP a second of the model's own MLP matrices on this machine, measured for a moment. */
+dms_status dms_trainer_gemm_rate(double *flops_a_second, const dms_trainer *t);
+
+#endif
