@@ -1,9 +1,20 @@
 #include "model/config.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef enum { REQUIRED, OPTIONAL } need;
+
+dms_status dms_config_refuse(const char *key, const json_t *value, const char *expected)
+{
+    char *text = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    const dms_status status =
+        dms_fail(DMS_ERR_FORMAT, "config key %s is %.80s, expected %s", key,
+                 value ? (text ? text : "too large to show") : "absent", expected);
+    free(text);
+    return status;
+}
 
 static dms_status get_int(int64_t *out, const json_t *keys, const char *key, int64_t fallback,
                           need n)
@@ -15,8 +26,7 @@ static dms_status get_int(int64_t *out, const json_t *keys, const char *key, int
                    ? DMS_OK
                    : dms_fail(DMS_ERR_FORMAT, "config has no key %s, expected a number", key);
     if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > INT32_MAX)
-        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a whole number from 1 to %d", key,
-                        INT32_MAX);
+        return dms_config_refuse(key, v, "a whole number from 1 to 2147483647");
     *out = json_integer_value(v);
     return DMS_OK;
 }
@@ -28,21 +38,36 @@ static dms_status get_real(double *out, const json_t *keys, const char *key, dou
     if (!v || json_is_null(v))
         return DMS_OK;
     if (!json_is_number(v) || !(json_number_value(v) > 0))
-        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a number above 0", key);
+        return dms_config_refuse(key, v, "a number above 0");
     *out = json_number_value(v);
     return DMS_OK;
 }
 
-static bool get_bool(const json_t *keys, const char *key, bool fallback)
+static dms_status get_bool(bool *out, const json_t *keys, const char *key)
 {
     const json_t *v = json_object_get(keys, key);
-    return json_is_boolean(v) ? json_is_true(v) : fallback;
+    if (v && !json_is_null(v) && !json_is_boolean(v))
+        return dms_config_refuse(key, v, "true or false");
+    *out = json_is_true(v);
+    return DMS_OK;
 }
 
-static const char *get_text(const json_t *keys, const char *key, const char *fallback)
+/* Whether a key holds a text; an absent one holds `fallback`. */
+static bool holds(const json_t *keys, const char *key, const char *fallback, const char *text)
 {
-    const char *text = json_string_value(json_object_get(keys, key));
-    return text ? text : fallback;
+    const json_t *v = json_object_get(keys, key);
+    const char *found = !v || json_is_null(v) ? fallback : json_string_value(v);
+    return found && !strcmp(found, text);
+}
+
+/* An option that the forward pass has only one value for. */
+static dms_status refuse_if_true(const json_t *keys, const char *key)
+{
+    bool set;
+    DMS_TRY(get_bool(&set, keys, key));
+    if (set)
+        return dms_config_refuse(key, json_object_get(keys, key), "false: it is not supported");
+    return DMS_OK;
 }
 
 static dms_status parse_sizes(dms_config *c, const json_t *keys)
@@ -58,17 +83,17 @@ static dms_status parse_sizes(dms_config *c, const json_t *keys)
     DMS_TRY(get_int(&c->max_positions, keys, "max_position_embeddings", 2048, OPTIONAL));
     if (heads % kv_heads)
         return dms_fail(DMS_ERR_FORMAT,
-                        "config has %" PRId64 " query heads and %" PRId64
-                        " KV heads, expected a multiple",
+                        "config keys num_attention_heads and num_key_value_heads are %" PRId64
+                        " and %" PRId64 ", expected a multiple",
                         heads, kv_heads);
     if (head_dim < 2 || head_dim % 2 || head_dim > 512)
         return dms_fail(DMS_ERR_FORMAT,
-                        "head width is %" PRId64 ", expected an even number from 2 to 512",
+                        "config key head_dim is %" PRId64 ", expected an even number from 2 to 512",
                         head_dim);
     if (layers > 1024 || heads > 1024)
         return dms_fail(DMS_ERR_FORMAT,
-                        "config has %" PRId64 " layers of %" PRId64
-                        " heads, expected at most 1024 of each",
+                        "config keys num_hidden_layers and num_attention_heads are %" PRId64
+                        " and %" PRId64 ", expected at most 1024 each",
                         layers, heads);
     c->layers = (int)layers;
     c->heads = (int)heads;
@@ -85,7 +110,8 @@ static dms_status parse_llama3_scaling(dms_rope_scaling *s, const json_t *keys)
     DMS_TRY(
         get_int(&s->original_positions, keys, "original_max_position_embeddings", 8192, OPTIONAL));
     if (s->high_freq_factor == s->low_freq_factor)
-        return dms_fail(DMS_ERR_FORMAT, "rope high_freq_factor equals low_freq_factor");
+        return dms_config_refuse("high_freq_factor", json_object_get(keys, "high_freq_factor"),
+                                 "another value than low_freq_factor");
     return DMS_OK;
 }
 
@@ -99,42 +125,40 @@ static dms_status parse_rope(dms_config *c, const json_t *keys)
         DMS_TRY(get_real(&c->rope_theta, both, "rope_theta", c->rope_theta));
     if (!json_is_object(scaling))
         return DMS_OK;
-    const char *type = get_text(scaling, "rope_type", get_text(scaling, "type", "default"));
-    if (!strcmp(type, "default"))
+    const char *key = json_object_get(scaling, "rope_type") ? "rope_type" : "type";
+    if (holds(scaling, key, "default", "default"))
         return DMS_OK;
-    if (!strcmp(type, "llama3"))
+    if (holds(scaling, key, "default", "llama3"))
         return parse_llama3_scaling(&c->rope_scaling, scaling);
-    return dms_fail(DMS_ERR_FORMAT, "rope scaling is \"%s\", expected default or llama3", type);
+    return dms_config_refuse("rope_type", json_object_get(scaling, key), "default or llama3");
 }
 
 static dms_status parse_family(dms_config *c, const json_t *keys)
 {
-    const char *family = get_text(keys, "model_type", "(absent)");
-    const bool qwen2 = !strcmp(family, "qwen2"), qwen3 = !strcmp(family, "qwen3");
-    if (strcmp(family, "llama") != 0 && !qwen2 && !qwen3)
-        return dms_fail(DMS_ERR_FORMAT, "model_type is \"%s\", expected llama, qwen2 or qwen3",
-                        family);
-    strcpy(c->family, family);
-    const bool attention_bias = get_bool(keys, "attention_bias", false);
+    static const char *const families[] = {"llama", "qwen2", "qwen3"};
+    bool attention_bias;
+    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++)
+        if (holds(keys, "model_type", NULL, families[i]))
+            strcpy(c->family, families[i]);
+    if (!c->family[0])
+        return dms_config_refuse("model_type", json_object_get(keys, "model_type"),
+                                 "llama, qwen2 or qwen3");
+    const bool qwen2 = !strcmp(c->family, "qwen2");
+    DMS_TRY(get_bool(&attention_bias, keys, "attention_bias"));
+    DMS_TRY(get_bool(&c->tied, keys, "tie_word_embeddings"));
     c->qkv_bias = qwen2 || attention_bias;
     c->o_bias = !qwen2 && attention_bias;
-    c->qk_norm = qwen3;
-    c->tied = get_bool(keys, "tie_word_embeddings", false);
-    const char *act = get_text(keys, "hidden_act", "silu");
-    if (strcmp(act, "silu") != 0)
-        return dms_fail(DMS_ERR_FORMAT, "hidden_act is \"%s\", expected silu", act);
-    if (get_bool(keys, "mlp_bias", false))
-        return dms_fail(DMS_ERR_FORMAT, "mlp_bias is true, expected false: not supported");
-    if (get_bool(keys, "use_sliding_window", false))
-        return dms_fail(DMS_ERR_FORMAT, "use_sliding_window is true, expected false: a model with "
-                                        "its own window is not supported");
-    return DMS_OK;
+    c->qk_norm = !strcmp(c->family, "qwen3");
+    if (!holds(keys, "hidden_act", "silu", "silu"))
+        return dms_config_refuse("hidden_act", json_object_get(keys, "hidden_act"), "silu");
+    DMS_TRY(refuse_if_true(keys, "mlp_bias"));
+    return refuse_if_true(keys, "use_sliding_window");
 }
 
 static dms_status parse_token(int32_t *out, const json_t *v, const char *key)
 {
     if (!json_is_integer(v) || json_integer_value(v) < 0 || json_integer_value(v) > INT32_MAX)
-        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a token id", key);
+        return dms_config_refuse(key, v, "a token id");
     *out = (int32_t)json_integer_value(v);
     return DMS_OK;
 }

@@ -43,6 +43,9 @@ typedef struct {
  * the forward pass does not know are refused, never approximated. */
 dms_status dms_config_parse(dms_config *out, const json_t *keys);
 
+/* Fails with DMS_ERR_FORMAT: "config key KEY is VALUE, expected EXPECTED"; value NULL: absent. */
+dms_status dms_config_refuse(const char *key, const json_t *value, const char *expected);
+
 /* True for any of the end-of-text tokens. */
 bool dms_config_is_eos(const dms_config *c, int32_t token);
 

@@ -1,5 +1,6 @@
 #include "model/gate.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const char *const names[] = {
@@ -30,8 +31,11 @@ static dms_status read_number(double *out, const json_t *keys, const char *key, 
     const json_t *v = json_object_get(keys, key);
     if (!v)
         return DMS_OK;
-    if (!json_is_number(v) || !(json_number_value(v) >= low) || json_number_value(v) > 1e9)
-        return dms_fail(DMS_ERR_FORMAT, "config key %s is not a number from %g to 1e9", key, low);
+    if (!json_is_number(v) || !(json_number_value(v) >= low) || json_number_value(v) > 1e9) {
+        char expected[48];
+        snprintf(expected, sizeof(expected), "a number from %g to 1e9", low);
+        return dms_config_refuse(key, v, expected);
+    }
     *out = json_number_value(v);
     return DMS_OK;
 }
@@ -49,8 +53,13 @@ dms_status dms_gate_parse(dms_gate *out, const json_t *keys)
     DMS_TRY(read_number(&scale, keys, "dms_alpha_scale", 0));
     DMS_TRY(read_number(&offset, keys, "dms_initial_alpha_offset", -1e9));
     DMS_TRY(read_number(&tau, keys, "dms_tau", 1e-6));
-    const bool separate = json_is_true(json_object_get(keys, "dms_separate_alpha"));
-    *out = (dms_gate){.kind = separate ? DMS_GATE_ADAPTER : DMS_GATE_NEURON,
+    const json_t *separate = json_object_get(keys, "dms_separate_alpha");
+    const json_t *per = json_object_get(keys, "dms_alpha_per");
+    if (separate && !json_is_boolean(separate))
+        return dms_config_refuse("dms_separate_alpha", separate, "true or false");
+    if (per && (!json_is_string(per) || strcmp(json_string_value(per), "head") != 0))
+        return dms_config_refuse("dms_alpha_per", per, "\"head\"");
+    *out = (dms_gate){.kind = json_is_true(separate) ? DMS_GATE_ADAPTER : DMS_GATE_NEURON,
                       .window = (int64_t)window,
                       .alpha_scale = (float)scale,
                       .alpha_offset = (float)offset,

@@ -191,19 +191,28 @@ dms_status dms_model_allocate(dms_model *model)
     return upload_rope_table(model);
 }
 
+static void describe(char out[96], int rank, const int64_t *shape)
+{
+    int n = snprintf(out, 96, "[");
+    for (int i = 0; i < rank; i++)
+        n += snprintf(out + n, (size_t)(96 - n), i ? ", %" PRId64 : "%" PRId64, shape[i]);
+    snprintf(out + n, (size_t)(96 - n), "]");
+}
+
 static dms_status check_shape(const dms_weight *w, int rank, const int64_t *shape)
 {
     const dms_tensor *t = &w->var->value;
+    char found[96], expected[96];
     bool same = rank == t->rank;
     for (int i = 0; same && i < rank; i++)
         same = shape[i] == t->shape[i];
     if (same)
         return DMS_OK;
+    describe(found, rank, shape);
+    describe(expected, t->rank, t->shape);
     return dms_fail(DMS_ERR_FORMAT,
-                    "tensor %s has shape [%" PRId64 ", %" PRId64 "] in the file, expected [%" PRId64
-                    ", %" PRId64 "] from the config",
-                    w->name, rank > 0 ? shape[0] : 1, rank > 1 ? shape[1] : 1, t->shape[0],
-                    t->rank > 1 ? t->shape[1] : 1);
+                    "tensor %s has shape %s in the file, expected %s from the config", w->name,
+                    found, expected);
 }
 
 void dms_gate_start(float *host, const dms_weight *w)

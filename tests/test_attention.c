@@ -25,8 +25,8 @@ static const attention_case cases[] = {
     {1, 193, 3, 1, 8, 65, SOFT},        {1, 200, 4, 1, 3, 0, SOFT},
     {1, 211, 3, 1, 24, 6, ALL_EVICTED}, {1, 130, 1, 1, 256, 16, SOFT},
     {1, 67, 2, 2, 128, 1000, HARD},     {1, 131, 3, 1, 80, 16, NO_BIAS},
-    {2, 97, 4, 1, 48, 0, NO_BIAS},      {1, 70, 3, 1, 4, INT64_MAX, SOFT},
-    {1, 260, 2, 1, 16, 0, ALL_EVICTED},
+    {2, 97, 4, 1, 48, 0, NO_BIAS},      {1, 130, 1, 1, 8, 1, ALL_EVICTED},
+    {1, 70, 3, 1, 4, INT64_MAX, SOFT},  {1, 260, 2, 1, 16, 0, ALL_EVICTED},
 };
 
 typedef struct {

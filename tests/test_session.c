@@ -226,8 +226,8 @@ Test(session, evicts_nothing_when_dense)
     tiny_close(&t);
 }
 
-/* bf16 keeps 8 bits of keys and values, a relative error of 2^-9 each; dense, because a decision
- * close to 0 may fall on the other side (method.md section 8). Logits are about 1. */
+/* bf16 keeps 8 bits: errors of 2^-9 a layer, and logits reach 5; dense, because a decision
+ * close to 0 may fall on the other side (method.md section 8). */
 Test(session, stores_half_the_bytes_in_bf16)
 {
     tiny t = tiny_open("llama3", DMS_GATE_ADAPTER);
@@ -237,10 +237,10 @@ Test(session, stores_half_the_bytes_in_bf16)
     int sequence = 0;
     must(dms_cache_admit(dms_session_cache(s), &sequence));
     must(dms_session_prefill(s, got, sequence, t.ids, 20, 6));
-    cr_assert_lt(distance(&t, want, got, 0, 19), 0.02f);
+    cr_assert_lt(distance(&t, want, got, 0, 19), 0.05f);
     for (int64_t i = 20; i < t.tokens; i++) {
         must(dms_session_decode(s, got, &(int32_t){sequence}, t.ids + i, 1));
-        cr_assert_lt(distance(&t, want, got, 0, i), 0.02f, "off by %g", (double)distance(&t, want, got, 0, i));
+        cr_assert_lt(distance(&t, want, got, 0, i), 0.05f, "off by %g", (double)distance(&t, want, got, 0, i));
     }
     must(dms_cache_measure(&stats, dms_session_cache(s)));
     cr_assert_eq(stats.bytes_a_slot, (size_t)(2 * 2 * t.model->config.head_dim));

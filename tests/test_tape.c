@@ -8,7 +8,8 @@ static const float eps = 1e-5f;
 enum { ROWS = 6, DIM = 64, TENSOR = ROWS * DIM * 4 /* bytes */ };
 typedef enum { PLAIN, KEPT, REPLAYED, MODES } segments;
 
-/* Layers behind a step outside them, whose result every layer reads again. */
+/* Layers behind a step outside them, whose result every layer reads again. Some layers have a step
+ * more, so that gradients of two layers do not lie at the same places of the scratch memory. */
 static dms_var *blocks(dms_tape *tape, dms_var *const in[2], segments mode, int layers)
 {
     dms_var *outside = dms_ad_rms_norm(tape, in[0], in[1], eps), *x = outside;
@@ -18,6 +19,8 @@ static dms_var *blocks(dms_tape *tape, dms_var *const in[2], segments mode, int 
         dms_var *h = dms_ad_rms_norm(tape, x, in[1], eps);
         x = dms_ad_add(tape, x, dms_ad_swiglu(tape, h, outside));
         x = dms_ad_rms_norm(tape, x, in[1], eps);
+        if (i % 3 == 1)
+            x = dms_ad_rms_norm(tape, x, in[1], eps);
         if (mode != PLAIN)
             x = dms_tape_segment_end(tape, x);
     }

@@ -28,7 +28,7 @@ static dms_status put_config(dms_checkpoint_writer *w, const dms_state *s)
     if (!keys)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's config");
     DMS_TRY_OR(done, dms_gate_write(keys, &s->student->gate, s->cr));
-    text = json_dumps(keys, JSON_INDENT(2));
+    text = json_dumps(keys, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     if (!text)
         DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's config"));
     DMS_TRY_OR(done, dms_checkpoint_put_text(w, "config", text, strlen(text)));

@@ -8,7 +8,7 @@
 enum { LANES = 16, CHUNK = 1 << 16 }; /* elements whose squares are summed in one go */
 
 /* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 15 };
+enum { FORK = 1 << 14 };
 
 static double sum_of_squares(const float *g, int64_t n)
 {

@@ -6,28 +6,35 @@
 #include "kernels/cpu/operand.h"
 
 enum { PACKED_WIDENED = 1 }; /* kinds of copies of a frozen weight */
-enum { TASKS = 8, MAX_TILE_M = 256, MAX_TILE_N = 576, MIN_TILE = 64, COLUMNS = 64 };
+enum { MAX_TILE_M = 256, MAX_TILE_N = 576, MIN_TILE = 32, COLUMNS = 64 };
+enum { FEW = 4, MANY = 8, LONG = 1 << 25 }; /* tiles of a product; multiply-adds of a tile */
 
 static int64_t ceil_div(int64_t a, int64_t b)
 {
     return (a + b - 1) / b;
 }
 
-/* `n` columns in equal tiles of at most `most`, each a multiple of 64. */
-static int64_t even_tile(int64_t n, int64_t most)
+/* Size of `parts` nearly equal tiles. */
+static int64_t even_tile(int64_t n, int64_t parts)
 {
-    return ceil_div(ceil_div(n, ceil_div(n, most)), MIN_TILE) * MIN_TILE;
+    return ceil_div(ceil_div(n, parts), MIN_TILE) * MIN_TILE;
 }
 
-/* Large tiles are fast, but TASKS of them keep the cores busy. Sizes depend on the shape alone. */
+/* Large tiles are fast; a few of them, and more where they are long, keep the cores busy. Sizes
+ * depend on the shape alone. */
 static dms_status plan(dms_gemm_tiles *out, const dms_gemm_shape *shape)
 {
-    int64_t tile_m = MAX_TILE_M, tile_n = even_tile(shape->n, MAX_TILE_N);
-    while (ceil_div(shape->m, tile_m) * ceil_div(shape->n, tile_n) < TASKS) {
-        if (tile_m > MIN_TILE && tile_m >= tile_n / 2)
-            tile_m /= 2;
+    int64_t tile_m = even_tile(shape->m, ceil_div(shape->m, MAX_TILE_M));
+    int64_t tile_n = even_tile(shape->n, ceil_div(shape->n, MAX_TILE_N));
+    for (;;) {
+        const int64_t tasks = ceil_div(shape->m, tile_m) * ceil_div(shape->n, tile_n);
+        const int64_t work = tile_m * tile_n * shape->k;
+        if (tasks >= MANY || (tasks >= FEW && work < LONG))
+            break;
+        if (2 * tile_m >= tile_n && tile_m > MIN_TILE)
+            tile_m = even_tile(tile_m, 2);
         else if (tile_n > MIN_TILE)
-            tile_n = even_tile(tile_n, tile_n / 2);
+            tile_n = even_tile(tile_n, 2);
         else
             break;
     }

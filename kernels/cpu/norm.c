@@ -8,7 +8,7 @@
 enum { LANES = 16, CHUNK = 64 }; /* rows whose weight gradient is summed in one go */
 
 /* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 15 };
+enum { FORK = 1 << 14 };
 
 /* Sum of a[i]*b[i]*c[i] in a fixed order that does not depend on the vector width. */
 static float dot3(const float *a, const float *b, const float *c, int64_t n)

@@ -7,7 +7,7 @@
 #include "kernels/cpu/vec.h"
 
 /* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 15 };
+enum { FORK = 1 << 14 };
 
 dms_status DMS_CPU(add)(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
 {

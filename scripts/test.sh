@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Runs every test: installs what is missing, builds build/test (optimised, warnings are errors) and
+# build/sanitize (address and undefined-behaviour sanitizers), and runs both. Fails on a failing test,
+# a warning, a leak, or a test skipped without a reason; ends with a summary.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+cd "$root"
+exec </dev/null
+
+export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
+export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
+export LC_ALL=C.UTF-8 TERM=dumb
+jobs=$(nproc)
+failures=()
+
+build() { # folder, cmake options
+    local log=$1.log
+    say "building $1"
+    if ! { cmake -S . -B "$@" -DDMS_WERROR=ON && cmake --build "$1" -j "$jobs"; } >"$log" 2>&1; then
+        grep -A 12 -iE 'error|warning' "$log" | head -n 80 || true
+        die "$1 does not build; see $log"
+    fi
+    if grep -E 'warning:|CMake Warning' "$log"; then
+        failures+=("$1: warnings while building, see $log")
+    fi
+}
+
+run() { # folder
+    local log=$1/Testing/Temporary/LastTest.log bad
+    say "testing $1"
+    rm -f "$log"
+    ctest --test-dir "$1" -j "$jobs" --output-on-failure --no-tests=error ||
+        failures+=("$1: ctest failed")
+    # Under Criterion a leak is printed, but the exit status stays 0.
+    bad=$(awk '/\[RUN \]/ { test = $NF }
+        /ERROR: LeakSanitizer|runtime error:/ { print "    " test ": " $0 }' "$log")
+    [ -z "$bad" ] || failures+=("$1: leaks or undefined behaviour, see $log"$'\n'"$bad")
+    # Criterion says "Test was skipped" or "Test is disabled" when no reason was given.
+    bad=$(grep -aE '\[SKIP\].*: *(Test was skipped|Test is disabled)?$' "$log" || true)
+    [ -z "$bad" ] || failures+=("$1: tests skipped without a reason"$'\n'"$bad")
+}
+
+summary() { # folder
+    local log=$1/Testing/Temporary/LastTest.log
+    grep -a 'Synthesis: Tested:' "$log" | tr -cd '0-9\n ' | awk -v name="$1" -v \
+        skipped="$(grep -ac '\[SKIP\]' "$log")" \
+        '{ run += $1; passed += $2; failed += $3 + $4 } END { printf \
+        "%s: %d tests run, %d passed, %d failed, %d skipped\n", name, run, passed, failed, skipped }'
+    grep -a '\[SKIP\]' "$log" | sed 's/.*\[SKIP\]/   skipped/' | sort || true
+}
+
+scripts/packages.sh
+if scripts/fetch.sh model; then
+    export DMS_MODEL=$model
+else
+    say "going on without the model: tests that need it are skipped"
+fi
+mkdir -p build
+build build/test -DCMAKE_BUILD_TYPE=Release
+build build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g" \
+    -DDMS_SANITIZE=address,undefined
+run build/test
+run build/sanitize
+
+say "summary"
+summary build/test
+summary build/sanitize
+if [ ${#failures[@]} != 0 ]; then
+    printf 'FAILED  %s\n' "${failures[@]}"
+    exit 1
+fi
+say "all tests passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

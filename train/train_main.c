@@ -1,0 +1,306 @@
+/* dms-train: runs a recipe; resumes by itself; Ctrl-C saves. */
+#include <getopt.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "data/loader.h"
+#include "infer/score.h"
+#include "train/trainer.h"
+
+enum { DONE = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
+
+static const char help[] =
+    "Usage: dms-train CONFIG.yaml [section.key=value ...] [options]\n"
+    "\n"
+    "Retrofits a model with Dynamic Memory Sparsification as CONFIG.yaml says. Started again, the\n"
+    "same command goes on from the run folder's latest checkpoint; Ctrl-C saves first.\n"
+    "\n"
+    "      --check        print sizes, memory and time, train nothing\n"
+    "      --device D     auto, cpu or cuda (device.kind)\n"
+    "      --threads N    0: one a core (device.threads)\n"
+    "      --seed N       of data order and noise (run.seed)\n"
+    "      --json         progress as JSON lines on standard output\n"
+    "  -h, --help         this text\n"
+    "\n"
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted after saving.\n"
+    "Example: dms-train configs/quickstart.yaml schedule.cr=8 run.folder=runs/cr8\n";
+
+static volatile sig_atomic_t stop_asked;
+
+static void on_signal(int number)
+{
+    (void)number;
+    if (stop_asked) /* asked twice: the last checkpoint has to do */
+        _exit(INTERRUPTED);
+    stop_asked = 1;
+}
+
+typedef struct {
+    bool json, terminal;
+    double seconds; /* spent in steps so far, for the estimate */
+    int64_t steps;
+    dms_loader *heldout;
+    int64_t context_length; /* T */
+    dms_scorer *scorer;
+    dms_score_feed feed;
+} progress;
+
+static void print_time(char *out, size_t size, double seconds)
+{
+    const long s = (long)(seconds + 0.5);
+    if (s >= 3600)
+        snprintf(out, size, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else
+        snprintf(out, size, "%ld:%02ld", s / 60, s % 60);
+}
+
+static void on_step(void *context, const dms_trainer *t, const dms_step_report *r)
+{
+    progress *p = context;
+    const dms_recipe *recipe = dms_trainer_recipe(t);
+    char left[32];
+    p->seconds += r->seconds;
+    p->steps++;
+    const int64_t rest = recipe->schedule.steps - r->step - 1;
+    print_time(left, sizeof(left), (double)rest * p->seconds / (double)p->steps);
+    if (p->json) {
+        printf("{\"step\": %" PRId64 ", \"loss\": %.6g, \"kl\": %.6g, \"evicted\": %.4f, "
+               "\"seconds\": %.3f}\n",
+               r->step + 1, r->loss, r->losses.kl, r->losses.evicted, r->seconds);
+        fflush(stdout);
+        return;
+    }
+    printf("%sstep %" PRId64 "/%" PRId64 "  kl %.4f  %s %.2f  cr %.2f  lr %.1e  |g| %.3g  "
+           "%.0f tok/s  %.1f GB  left %s%s",
+           p->terminal ? "\r" : "", r->step + 1, recipe->schedule.steps, r->losses.kl,
+           r->stage.fading ? "fade" : "target",
+           r->stage.fading ? (double)r->stage.keep : r->stage.cr,
+           1 / (1 - r->losses.evicted + 1e-12), recipe->optim.lr, r->grad_norm,
+           (double)r->tokens / r->seconds,
+           (double)(dms_trainer_activation_bytes(t) + dms_trainer_optimizer_bytes(t)) / 1e9, left,
+           p->terminal ? "   " : "\n");
+    fflush(stdout);
+}
+
+static void end_line(const progress *p)
+{
+    if (p->terminal && p->steps && !p->json)
+        putchar('\n');
+}
+
+static void on_eval(void *context, int64_t step, const dms_eval_report *r)
+{
+    const progress *p = context;
+    end_line(p);
+    if (p->json)
+        printf("{\"step\": %" PRId64 ", \"eval\": {\"nll\": %.6g, \"kl_forward\": %.6g, "
+               "\"agreement\": %.4f, \"decision_cr\": %.4f, \"cache_cr\": %.4f}}\n",
+               step, r->nll, r->kl_forward, r->agreement, r->decision_cr, r->cache_cr);
+    else
+        printf("held-out after %" PRId64 " steps, %" PRId64
+               " positions: nll %.4f (teacher %.4f)  KL(teacher||student) %.4f  top-1 %.3f  "
+               "decision cr %.2f  cache cr %.2f  reads %.3f\n",
+               step, r->positions, r->nll, r->nll_teacher, r->kl_forward, r->agreement,
+               r->decision_cr, r->cache_cr, r->read_ratio);
+    fflush(stdout);
+}
+
+static void on_save(void *context, int64_t step, const char *path)
+{
+    const progress *p = context;
+    if (p->json)
+        return;
+    if (!p->terminal)
+        printf("saved %s after %" PRId64 " steps\n", path, step);
+}
+
+static dms_status read_heldout(void *context, int64_t first, int64_t n, int32_t *ids, int32_t *next)
+{
+    const progress *p = context;
+    const int64_t length = p->context_length;
+    for (int64_t i = 0; i < n; i++) /* the shard was opened as steps of one sequence */
+        DMS_TRY(dms_loader_read(p->heldout, first + i, 0, 1, ids + i * length, next + i * length));
+    return DMS_OK;
+}
+
+/* The held-out shard's first contexts, and a scorer of the student's own decisions. */
+static dms_status open_evaluation(progress *p, const dms_trainer *t)
+{
+    const dms_recipe *r = dms_trainer_recipe(t);
+    const char *shard = r->data.heldout;
+    dms_policy policy;
+    DMS_TRY(dms_policy_parse(&policy, "dms"));
+    DMS_TRY(dms_loader_open(&p->heldout, &(dms_loader_options){.shards = &shard,
+                                                               .n_shards = 1,
+                                                               .context = r->data.context,
+                                                               .sequences = 1}));
+    p->context_length = r->data.context;
+    const int64_t there = dms_loader_contexts(p->heldout);
+    p->feed = (dms_score_feed){.read = read_heldout,
+                               .context = p,
+                               .sequences =
+                                   there < r->run.eval_sequences ? there : r->run.eval_sequences};
+    return dms_scorer_open(&p->scorer, &(dms_score_options){.student = dms_trainer_student(t),
+                                                            .teacher = dms_trainer_teacher(t),
+                                                            .batch = r->run.batch,
+                                                            .context = r->data.context,
+                                                            .sequences = p->feed.sequences,
+                                                            .policies = &policy,
+                                                            .n_policies = 1});
+}
+
+static dms_status evaluate(void *context, const dms_trainer *t, dms_eval_report *out)
+{
+    progress *p = context;
+    if (!p->scorer)
+        DMS_TRY(open_evaluation(p, t));
+    DMS_TRY(dms_scorer_sweep(p->scorer, &p->feed));
+    const dms_score_report r = dms_scorer_report(p->scorer, 0);
+    *out = (dms_eval_report){.nll = r.nll,
+                             .nll_teacher = r.nll_teacher,
+                             .kl_forward = r.kl_forward,
+                             .kl_reverse = r.kl_reverse,
+                             .agreement = r.agreement,
+                             .decision_cr = r.decision_cr,
+                             .cache_cr = r.cache_cr,
+                             .read_ratio = r.read_ratio,
+                             .positions = r.counted};
+    return DMS_OK;
+}
+
+static bool interrupted(void *context)
+{
+    (void)context;
+    return stop_asked != 0;
+}
+
+static dms_status print_plan(const dms_trainer *t)
+{
+    const dms_recipe *r = dms_trainer_recipe(t);
+    const dms_trainer_plan p = dms_trainer_plan_of(t);
+    double rate;
+    char time[32];
+    DMS_TRY(dms_trainer_gemm_rate(&rate, t));
+    print_time(time, sizeof(time), p.flops_a_step / rate / 0.5 * (double)r->schedule.steps);
+    printf("model        %.1f M weights, %.1f M trained (%s gate), computed in %s\n",
+           (double)p.n_weights / 1e6, (double)p.n_trained / 1e6,
+           dms_gate_name((dms_gate_kind)r->dms.gate), p.compute == DMS_BF16 ? "bf16" : "f32");
+    printf("a step       %" PRId64 " tokens, %.2f TFLOP\n", p.tokens_a_step, p.flops_a_step / 1e12);
+    printf("memory       weights %.2f GB, optimizer %.2f GB, activations and gradients %.2f GB\n",
+           (double)p.weight_bytes / 1e9, (double)p.optimizer_bytes / 1e9,
+           (double)p.activation_bytes / 1e9);
+    printf("disk         %.2f GB a checkpoint\n", (double)p.checkpoint_bytes / 1e9);
+    printf("time         about %s for %" PRId64 " steps (GEMM rate here %.0f GFLOP/s, half of it "
+           "reached)\n",
+           time, r->schedule.steps, rate / 1e9);
+    return DMS_OK;
+}
+
+static int report_failure(dms_status status)
+{
+    fprintf(stderr, "dms-train: %s\n", dms_error_message());
+    if (getenv("DMS_TRACE"))
+        fprintf(stderr, "dms-train: %s\n", dms_error_text());
+    if (status == DMS_ERR_INTERRUPTED)
+        return INTERRUPTED;
+    return status == DMS_ERR_ARG ? USAGE : FAILED;
+}
+
+static int run(const dms_recipe *recipe, bool check, bool json)
+{
+    dms_trainer *t = NULL;
+    progress p = {.json = json, .terminal = isatty(STDOUT_FILENO)};
+    const dms_trainer_hooks hooks = {.context = &p,
+                                     .on_step = on_step,
+                                     .on_eval = on_eval,
+                                     .on_save = on_save,
+                                     .evaluate = evaluate,
+                                     .interrupted = interrupted};
+    dms_status status = dms_trainer_open(&t, recipe, check);
+    if (status)
+        return report_failure(status);
+    if (check) {
+        status = print_plan(t);
+    } else {
+        if (!json && dms_trainer_student(t)->matrix_type == DMS_F32)
+            printf("computing in f32%s\n",
+                   recipe->run.compute == DMS_TRAIN_IN_AUTO
+                       ? ": this processor has no bf16 arithmetic, a step takes about twice as long"
+                       : "");
+        if (dms_trainer_step(t) && !json)
+            printf("resuming after step %" PRId64 "\n", dms_trainer_step(t));
+        signal(SIGINT, on_signal);
+        signal(SIGTERM, on_signal);
+        status = dms_trainer_run(t, &hooks);
+        end_line(&p);
+    }
+    dms_scorer_close(p.scorer);
+    dms_loader_close(p.heldout);
+    dms_trainer_close(t);
+    return status ? report_failure(status) : DONE;
+}
+
+/* An option that stands for a key of the recipe. */
+static dms_status set_key(dms_recipe *recipe, const char *key, const char *value)
+{
+    char assignment[128];
+    snprintf(assignment, sizeof(assignment), "%s=%s", key, value);
+    return dms_recipe_set(recipe, assignment);
+}
+
+/* The file first, then the overrides, whatever their order on the command line. */
+static dms_status read_recipe(dms_recipe *recipe, int argc, char **argv, char *const keys[3])
+{
+    static const char *const names[] = {"device.kind", "device.threads", "run.seed"};
+    *recipe = dms_recipe_defaults();
+    DMS_TRY(dms_recipe_read(recipe, argv[0]));
+    for (int i = 1; i < argc; i++)
+        DMS_TRY(dms_recipe_set(recipe, argv[i]));
+    for (int i = 0; i < 3; i++)
+        if (keys[i])
+            DMS_TRY(set_key(recipe, names[i], keys[i]));
+    return DMS_OK;
+}
+
+int main(int argc, char **argv)
+{
+    enum { DEVICE = 1000, THREADS, SEED, CHECK, JSON };
+    static const struct option options[] = {{"device", required_argument, NULL, DEVICE},
+                                            {"threads", required_argument, NULL, THREADS},
+                                            {"seed", required_argument, NULL, SEED},
+                                            {"check", no_argument, NULL, CHECK},
+                                            {"json", no_argument, NULL, JSON},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    dms_recipe recipe;
+    bool check = false, json = false;
+    char *keys[3] = {NULL};
+    int option;
+    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+        if (option == 'h') {
+            fputs(help, stdout);
+            return DONE;
+        }
+        if (option == CHECK)
+            check = true;
+        else if (option == JSON)
+            json = true;
+        else if (option >= DEVICE && option <= SEED)
+            keys[option - DEVICE] = optarg;
+        else
+            return USAGE;
+    }
+    if (optind == argc) {
+        fputs(help, stderr);
+        return USAGE;
+    }
+    if (read_recipe(&recipe, argc - optind, argv + optind, keys)) {
+        fprintf(stderr, "dms-train: %s\n", dms_error_message());
+        return USAGE;
+    }
+    return run(&recipe, check, json);
+}
