@@ -184,7 +184,7 @@ static dms_status check_norm(const dms_tensor *x, const dms_tensor *w, const dms
 {
     const int64_t dim = dms_count(w);
     DMS_TRY(expect_shape("w", w, x->device, DMS_F32, 1, dim));
-    if (dms_cols(x) % dim)
+    if (dim < 1 || dms_cols(x) % dim)
         return dms_fail(DMS_ERR_SHAPE, "w has %" PRId64 " channels, expected a divisor of %" PRId64,
                         dim, dms_cols(x));
     return expect_shape("rstd", rstd, x->device, DMS_F32, 1, dms_count(x) / dim);
@@ -308,6 +308,8 @@ dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_
     DMS_TRY(expect("dbias", dbias, z));
     DMS_TRY(expect("dz", dz, z));
     DMS_TRY(expect_shape("pressure", pressure, z->device, DMS_F32, 1, z->shape[0]));
+    if (!dz || !dbias || !pressure)
+        return dms_fail(DMS_ERR_ARG, "gate_soft_bwd wants dz, dbias and pressure, one is NULL");
     return RUN(z->device, gate_soft_bwd, dz, dbias, pressure, z, n, tau);
 }
 

@@ -212,8 +212,10 @@ ParameterizedTestParameters(loss, measures_divergences_of_a_millionth)
     return rig_devices();
 }
 
-/* Teacher and student share one head, and their hidden states differ by 1e-4: the divergence is
- * about 1e-7 to 1e-6, and right to 1e-7, for logits of up to 30. */
+/* Teacher and student share one head, and their hidden states differ by 3e-3: the divergence is
+ * 1e-7 to 1e-5. It is the difference of three numbers of logits up to 30, whose sums of
+ * exponentials are right to two or three units of 2^-24 each: 5e-7. A log-sum-exp in f32 would be
+ * wrong by 2e-6. */
 ParameterizedTest(dms_device_kind *kind, loss, measures_divergences_of_a_millionth)
 {
     rig r = rig_open(*kind);
@@ -221,7 +223,7 @@ ParameterizedTest(dms_device_kind *kind, loss, measures_divergences_of_a_million
     make_problem(&p, &r, (size3){24, 1500, 16}, DMS_F32);
     float *x = rig_read(&p.xs);
     for (int64_t i = 0; i < dms_count(&p.xs); i++)
-        x[i] += 1e-3f * rig_random(&r);
+        x[i] += 3e-3f * rig_random(&r);
     must(r.dev->upload(r.dev, p.xt.data, x, dms_tensor_bytes(&p.xt)));
     free(x);
     p.wt = p.ws;
@@ -230,11 +232,11 @@ ParameterizedTest(dms_device_kind *kind, loss, measures_divergences_of_a_million
         float largest = 0;
         for (int64_t i = 0; i < dms_count(&p.kl); i++)
             largest = fmaxf(largest, want.kl[i]);
-        cr_assert(largest > 1e-7f && largest < 1e-5f, "the case is not small: %g", (double)largest);
+        cr_assert(largest > 1e-6f && largest < 1e-4f, "the case is not small: %g", (double)largest);
         must(dms_distill(
             &(dms_distill_out){&p.kl, NULL, NULL, reverse ? DMS_KL_REVERSE : DMS_KL_FORWARD},
             &p.in));
-        rig_expect("kl", &p.kl, want.kl, 0, 1e-7f);
+        rig_expect("kl", &p.kl, want.kl, 0, 5e-7f);
         free_answer(want);
     }
     rig_close(&r);

@@ -143,7 +143,7 @@ static bool is_there(const char *folder, const char *name)
  * its own, so that many kills fall into a save. */
 static void kill_until_done(const job *j)
 {
-    for (long delay = 5;; delay += 3) {
+    for (long delay = 5;; delay += delay / 4 + 1) {
         const pid_t child = start(j);
         sleep_ms(delay);
         kill(child, SIGKILL);

@@ -7,9 +7,6 @@
 
 enum { LANES = 16, CHUNK = 1 << 16 }; /* elements whose squares are summed in one go */
 
-/* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 14 };
-
 static double sum_of_squares(const float *g, int64_t n)
 {
     double lane[LANES] = {0}, sum = 0;
@@ -31,7 +28,7 @@ dms_status DMS_CPU(l2_norm)(dms_tensor *norm, const dms_tensor *g)
     DMS_TRY(dms_cpu_workspace_get(&work, g->device, (size_t)chunks * sizeof(double)));
     double *partial = (double *)work.base, sum = 0;
 
-#pragma omp parallel for schedule(static) if (n > FORK)
+#pragma omp parallel for schedule(static) if (n > DMS_CPU_FORK)
     for (int64_t c = 0; c < chunks; c++) {
         const int64_t end = (c + 1) * CHUNK < n ? (c + 1) * CHUNK : n;
         partial[c] = sum_of_squares((const float *)g->data + c * CHUNK, end - c * CHUNK);
@@ -55,7 +52,7 @@ dms_status DMS_CPU(adamw)(const dms_adamw_state *state, const dms_tensor *g, con
     const float correct2 = (float)sqrt(1.0 - pow((double)b2, (double)spec->step));
     const float decay = 1.0f - spec->lr * spec->weight_decay, rate = spec->lr / correct1;
 
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
     for (int64_t i = 0; i < n; i++) {
         const float d = grad[i] * scale;
         m[i] = b1 * m[i] + (1.0f - b1) * d;
@@ -63,7 +60,7 @@ dms_status DMS_CPU(adamw)(const dms_adamw_state *state, const dms_tensor *g, con
         w[i] = w[i] * decay - rate * m[i] / (sqrtf(v[i]) / correct2 + eps);
     }
     if (copy) {
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
         for (int64_t i = 0; i < n; i++)
             copy[i] = dms_bf16_from_f32(w[i]);
     }

@@ -1,6 +1,7 @@
 /* The CPU device: memory, scratch, packed weights, and the choice of an instruction set. */
 #include <dnnl.h>
 #include <omp.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -76,7 +77,7 @@ static void drop_packed(cpu_device *cpu, const char *start, size_t bytes)
 {
     for (packed **at = &cpu->weights; *at;) {
         packed *p = *at;
-        if (p->weight < start || p->weight >= start + bytes) {
+        if ((uintptr_t)p->weight - (uintptr_t)start >= bytes) {
             at = &p->next;
             continue;
         }
@@ -132,6 +133,7 @@ static void cpu_close(dms_device *dev)
         return;
     while (cpu->blocks)
         cpu_release(dev, cpu->blocks->start);
+    drop_packed(cpu, NULL, SIZE_MAX); /* of weights in memory that was not ours */
     free(cpu->scratch);
     free(cpu);
 }

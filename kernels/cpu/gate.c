@@ -31,7 +31,7 @@ dms_status DMS_CPU(eviction_logit)(dms_tensor *z, const dms_tensor *y, const dms
     const extent n = extent_of(z);
     const int64_t cols = dms_cols(y);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const int64_t b = r / n.groups, g = r % n.groups;
         const float *in = (const float *)y->data + b * n.tokens * cols + spec->first;
@@ -48,7 +48,7 @@ dms_status DMS_CPU(eviction_logit_bwd)(dms_tensor *dy, const dms_tensor *dz,
     const extent n = extent_of(dz);
     const int64_t cols = dms_cols(dy);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const int64_t b = r / n.groups, g = r % n.groups;
         float *grad = (float *)dy->data + b * n.tokens * cols + spec->first;
@@ -63,7 +63,7 @@ dms_status DMS_CPU(gate_noise)(dms_tensor *noise, const dms_noise_spec *spec)
 {
     const extent n = extent_of(noise);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const int64_t b = r / n.groups, g = r % n.groups;
         const uint32_t sequence = (uint32_t)(spec->sequence + b);
@@ -81,7 +81,7 @@ dms_status DMS_CPU(gate_soft)(dms_tensor *bias, dms_tensor *d, const dms_tensor 
 {
     const extent n = extent_of(z);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const float *logit = (const float *)z->data + r * n.tokens;
         const float *add = (const float *)noise->data + r * n.tokens;
@@ -103,7 +103,7 @@ dms_status DMS_CPU(gate_soft_bwd)(dms_tensor *dz, const dms_tensor *dbias,
 {
     const extent n = extent_of(z);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const float *logit = (const float *)z->data + r * n.tokens;
         const float *add = (const float *)noise->data + r * n.tokens;
@@ -123,7 +123,7 @@ dms_status DMS_CPU(gate_hard)(dms_tensor *bias, dms_tensor *d, const dms_tensor 
 {
     const extent n = extent_of(z);
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n.rows * n.tokens > DMS_CPU_FORK)
     for (int64_t r = 0; r < n.rows; r++) {
         const float *logit = (const float *)z->data + r * n.tokens;
         float *m = (float *)bias->data + r * n.tokens, *hard = (float *)d->data + r * n.tokens;

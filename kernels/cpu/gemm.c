@@ -21,6 +21,7 @@ struct dms_gemm {
     dnnl_primitive_desc_t desc;
     dnnl_primitive_t primitive;
     handles *idle;
+    int n_handles; /* idle or in use */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards everything below and `idle` */
@@ -125,25 +126,6 @@ static dms_status make(dms_gemm **out, const dms_gemm_shape *shape)
     return DMS_OK;
 }
 
-dms_status dms_gemm_get(dms_gemm **out, const dms_gemm_shape *shape)
-{
-    dms_status status = DMS_OK;
-    pthread_mutex_lock(&lock);
-    dms_gemm **bucket = bucket_of(shape), *gemm = *bucket;
-    while (gemm && !same(&gemm->shape, shape))
-        gemm = gemm->next;
-    if (!gemm) {
-        status = make(&gemm, shape);
-        if (!status) {
-            gemm->next = *bucket;
-            *bucket = gemm;
-        }
-    }
-    pthread_mutex_unlock(&lock);
-    *out = gemm;
-    return status;
-}
-
 static const dnnl_memory_desc_t *described(const dms_gemm *gemm, dnnl_query_t what)
 {
     return dnnl_primitive_desc_query_md(gemm->desc, what, 0);
@@ -182,13 +164,50 @@ static handles *make_handles(const dms_gemm *gemm)
     return NULL;
 }
 
-/* Handles go back after a run, so that only the first runs of a kernel make any. */
+/* Enough handles for every thread, so that no later run has to make any. */
+static dms_status stock(dms_gemm *gemm)
+{
+    while (gemm->n_handles < omp_get_max_threads()) {
+        handles *h = make_handles(gemm);
+        if (!h)
+            return dms_fail(DMS_ERR_NOMEM, "the cpu has no memory left for a matrix product");
+        h->next = gemm->idle;
+        gemm->idle = h;
+        gemm->n_handles++;
+    }
+    return DMS_OK;
+}
+
+dms_status dms_gemm_get(dms_gemm **out, const dms_gemm_shape *shape)
+{
+    dms_status status = DMS_OK;
+    pthread_mutex_lock(&lock);
+    dms_gemm **bucket = bucket_of(shape), *gemm = *bucket;
+    while (gemm && !same(&gemm->shape, shape))
+        gemm = gemm->next;
+    if (!gemm) {
+        status = make(&gemm, shape);
+        if (!status) {
+            gemm->next = *bucket;
+            *bucket = gemm;
+        }
+    }
+    if (!status)
+        status = stock(gemm);
+    pthread_mutex_unlock(&lock);
+    *out = gemm;
+    return status;
+}
+
+/* Only where two teams of threads run one kernel at once is the stock too small. */
 static handles *take(dms_gemm *gemm)
 {
     pthread_mutex_lock(&lock);
     handles *h = gemm->idle;
     if (h)
         gemm->idle = h->next;
+    else
+        gemm->n_handles++;
     pthread_mutex_unlock(&lock);
     return h ? h : make_handles(gemm);
 }

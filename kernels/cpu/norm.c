@@ -7,9 +7,6 @@
 
 enum { LANES = 16, CHUNK = 64 }; /* rows whose weight gradient is summed in one go */
 
-/* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 14 };
-
 /* Sum of a[i]*b[i]*c[i] in a fixed order that does not depend on the vector width. */
 static float dot3(const float *a, const float *b, const float *c, int64_t n)
 {
@@ -47,7 +44,7 @@ dms_status DMS_CPU(rms_norm)(dms_tensor *y, dms_tensor *rstd, const dms_tensor *
     const int64_t dim = dms_count(w), rows = dms_count(x) / dim;
     const float *weight = w->data;
 
-#pragma omp parallel for schedule(static) if (rows * dim > FORK)
+#pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t r = 0; r < rows; r++) {
         const float *in = (const float *)x->data + r * dim;
         float *out = (float *)y->data + r * dim;
@@ -81,7 +78,7 @@ static dms_status weight_gradient(dms_tensor *dw, const dms_tensor *dy, const dm
     DMS_TRY(dms_cpu_workspace_get(&work, x->device, bytes / (size_t)omp_get_max_threads() + 1));
     float *partial = (float *)work.base; /* the pieces of all threads in a row */
 
-#pragma omp parallel for schedule(static) if (rows * dim > FORK)
+#pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t c = 0; c < chunks; c++) {
         float *sum = partial + c * dim;
         const int64_t end = (c + 1) * CHUNK < rows ? (c + 1) * CHUNK : rows;
@@ -104,7 +101,7 @@ dms_status DMS_CPU(rms_norm_bwd)(dms_tensor *dx, dms_tensor *dw, const dms_tenso
     const int64_t dim = dms_count(w), rows = dms_count(x) / dim;
 
     if (dx) {
-#pragma omp parallel for schedule(static) if (rows * dim > FORK)
+#pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
         for (int64_t r = 0; r < rows; r++)
             input_gradient((float *)dx->data + r * dim, (const float *)dy->data + r * dim,
                            (const float *)x->data + r * dim, w->data,

@@ -6,16 +6,13 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/vec.h"
 
-/* Work on fewer elements is over before a team of threads has started. */
-enum { FORK = 1 << 14 };
-
 dms_status DMS_CPU(add)(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
 {
     const float *left = a->data, *right = b->data;
     float *out = y->data;
     const int64_t n = dms_count(a);
 
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
     for (int64_t i = 0; i < n; i++)
         out[i] = left[i] + right[i];
     return DMS_OK;
@@ -27,7 +24,7 @@ dms_status DMS_CPU(axpy)(dms_tensor *y, float scale, const dms_tensor *x)
     float *out = y->data;
     const int64_t n = dms_count(x);
 
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
     for (int64_t i = 0; i < n; i++)
         out[i] += scale * in[i];
     return DMS_OK;
@@ -40,11 +37,11 @@ dms_status DMS_CPU(cast)(dms_tensor *y, const dms_tensor *x)
     if (x->dtype == y->dtype) {
         memcpy(y->data, x->data, dms_tensor_bytes(x));
     } else if (y->dtype == DMS_BF16) {
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
         for (int64_t i = 0; i < n; i++)
             ((uint16_t *)y->data)[i] = dms_bf16_from_f32(((const float *)x->data)[i]);
     } else {
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
         for (int64_t i = 0; i < n; i++)
             ((float *)y->data)[i] = dms_bf16_to_f32(((const uint16_t *)x->data)[i]);
     }
@@ -80,7 +77,7 @@ dms_status DMS_CPU(embedding)(dms_tensor *y, const dms_tensor *ids, const dms_te
     const int32_t *id = ids->data;
 
     DMS_TRY(check_tokens(ids, w->shape[0]));
-#pragma omp parallel for schedule(static) if (rows * dim > FORK)
+#pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t r = 0; r < rows; r++)
         embedding_row((float *)y->data + r * dim, w, id[r]);
     return DMS_OK;
@@ -94,7 +91,7 @@ dms_status DMS_CPU(embedding_bwd)(dms_tensor *dw, const dms_tensor *dy, const dm
     const int32_t *id = ids->data;
 
     DMS_TRY(check_tokens(ids, dw->shape[0]));
-#pragma omp parallel for schedule(static) if (rows * dim > FORK)
+#pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t first = 0; first < dim; first += CHANNELS) {
         const int64_t end = first + CHANNELS < dim ? first + CHANNELS : dim;
         for (int64_t r = 0; r < rows; r++) {
@@ -118,7 +115,7 @@ dms_status DMS_CPU(swiglu)(dms_tensor *y, const dms_tensor *gate, const dms_tens
     float *out = y->data;
     const int64_t n = dms_count(gate);
 
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
     for (int64_t i = 0; i < n; i++)
         out[i] = g[i] * sigmoid(g[i]) * u[i];
     return DMS_OK;
@@ -133,14 +130,14 @@ dms_status DMS_CPU(swiglu_bwd)(dms_tensor *dgate, dms_tensor *dup, const dms_ten
     const int64_t n = dms_count(gate);
 
     if (dg) {
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
         for (int64_t i = 0; i < n; i++) {
             const float s = sigmoid(g[i]);
             dg[i] += d[i] * u[i] * s * (1.0f + g[i] * (1.0f - s));
         }
     }
     if (du) {
-#pragma omp parallel for simd schedule(static) if (parallel : n > FORK)
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
         for (int64_t i = 0; i < n; i++)
             du[i] += d[i] * g[i] * sigmoid(g[i]);
     }
@@ -185,7 +182,7 @@ dms_status DMS_CPU(rope)(dms_tensor *y, const dms_tensor *x, const dms_rope_spec
     const int32_t *position = spec->ids->data;
 
     DMS_TRY(check_positions(spec));
-#pragma omp parallel for schedule(static) if (rows * cols > FORK)
+#pragma omp parallel for schedule(static) if (rows * cols > DMS_CPU_FORK)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t at = 0; at < cols; at += width)
             rotate((float *)y->data + r * cols + at, (const float *)x->data + r * cols + at,
@@ -204,7 +201,7 @@ dms_status DMS_CPU(rope_bwd)(dms_tensor *dx, const dms_tensor *dy, const dms_rop
         return dms_fail(DMS_ERR_SHAPE, "head width is %lld, expected at most %d", (long long)width,
                         MAX_WIDTH);
     DMS_TRY(check_positions(spec));
-#pragma omp parallel for schedule(static) if (rows * cols > FORK)
+#pragma omp parallel for schedule(static) if (rows * cols > DMS_CPU_FORK)
     for (int64_t r = 0; r < rows; r++) {
         float turned[MAX_WIDTH];
         for (int64_t at = 0; at < cols; at += width) {

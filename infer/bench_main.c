@@ -1,0 +1,484 @@
+/* dms-bench: how fast a model runs and trains here, beside what the machine can do. */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoints/source_reader.h"
+#include "infer/bench_run.h"
+#include "infer/model_file.h"
+#include "train/objective.h"
+#include "train/optimizer.h"
+
+static const char help[] =
+    "usage: dms-bench MODEL [gemm|prefill|decode|train|all] [options]\n"
+    "\n"
+    "Mean and standard deviation over repetitions; all with the same number of threads.\n"
+    "\n"
+    "  gemm     matrix products of three shapes, and reading of memory\n"
+    "  prefill  the forward pass over a text, dense and (retrofitted models) masked\n"
+    "  decode   token by token over the freed cache, 1, 4 and 16 sequences; share: weights read\n"
+    "           a token against the measured bandwidth\n"
+    "  train    one optimiser step: teacher, student with the soft mask, backward, AdamW;\n"
+    "           attention projections trained, neuron gate. FLOP a token: teacher 2N, student 2N,\n"
+    "           activation gradients 2N, weight gradients 2 a trained weight (N: all matrices\n"
+    "           with the output head); attention by causal keys, 4E a pair and head forward\n"
+    "           (twice), 10E backward; recomputation is not counted. share: of the best product\n"
+    "\n"
+    "      --repetitions N   (3)\n"
+    "      --batch N, --context N   of a training step (2, 512)\n"
+    "      --prompt N, --steps N    of decoding (128, 32)\n"
+    "      --no-replay       keep activations in training instead of computing them again\n"
+    "      --dtype auto|f32|bf16    weights (auto: bf16 where the hardware has it)\n"
+    "      --device auto|cpu|cuda, --threads N, --seed N\n"
+    "      --json            one JSON object a line\n"
+    "\n"
+    "Exit: 0 done, 1 failed, 2 wrong usage.\n"
+    "example: dms-bench SmolLM2-135M-Instruct.gguf train --threads 1 --repetitions 5\n";
+
+typedef struct {
+    const char *model, *what, *device, *dtype;
+    bool keep, json;
+    int64_t repetitions, batch, context, prompt, steps, threads, seed;
+} arguments;
+
+typedef struct {
+    const arguments *args;
+    dms_device *device;
+    dms_model_file *file;
+    double gemm;      /* best FLOP a second in the type of the model's matrices */
+    double bandwidth; /* best bytes a second */
+} app;
+
+/* One line of the result. share < 0: none. */
+typedef struct {
+    const char *bench, *unit;
+    char what[64], note[96];
+    double scale; /* values are divided by it */
+    double share;
+} result;
+
+/* ---- arguments ------------------------------------------------------------------------------ */
+
+enum { REPETITIONS = 256, BATCH, CONTEXT, PROMPT, STEPS, KEEP, DTYPE, DEVICE, THREADS, SEED };
+
+static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
+                                        {"batch", 1, NULL, BATCH},
+                                        {"context", 1, NULL, CONTEXT},
+                                        {"prompt", 1, NULL, PROMPT},
+                                        {"steps", 1, NULL, STEPS},
+                                        {"no-replay", 0, NULL, KEEP},
+                                        {"dtype", 1, NULL, DTYPE},
+                                        {"device", 1, NULL, DEVICE},
+                                        {"threads", 1, NULL, THREADS},
+                                        {"seed", 1, NULL, SEED},
+                                        {"json", 0, NULL, 'j'},
+                                        {"help", 0, NULL, 'h'},
+                                        {NULL, 0, NULL, 0}};
+
+static dms_status take_number(int64_t *out, int64_t low, int64_t high)
+{
+    char *end;
+    errno = 0;
+    *out = strtoll(optarg, &end, 10);
+    if (errno || end == optarg || *end || *out < low || *out > high)
+        return dms_fail(DMS_ERR_ARG,
+                        "an option is \"%s\", expected a whole number from %" PRId64 " to %" PRId64,
+                        optarg, low, high);
+    return DMS_OK;
+}
+
+static dms_status take(arguments *a, int option)
+{
+    switch (option) {
+    case REPETITIONS:
+        return take_number(&a->repetitions, 1, DMS_MAX_REPETITIONS);
+    case BATCH:
+        return take_number(&a->batch, 1, 4096);
+    case CONTEXT:
+        return take_number(&a->context, 2, 1 << 20);
+    case PROMPT:
+        return take_number(&a->prompt, 1, 1 << 20);
+    case STEPS:
+        return take_number(&a->steps, 2, 1 << 20);
+    case THREADS:
+        return take_number(&a->threads, 0, 1024);
+    case SEED:
+        return take_number(&a->seed, 0, INT64_MAX);
+    case KEEP:
+        a->keep = true;
+        return DMS_OK;
+    case DTYPE:
+        a->dtype = optarg;
+        return DMS_OK;
+    case DEVICE:
+        a->device = optarg;
+        return DMS_OK;
+    case 'j':
+        a->json = true;
+        return DMS_OK;
+    default:
+        return dms_fail(DMS_ERR_ARG, "unknown or incomplete option; see --help");
+    }
+}
+
+static dms_status parse(arguments *a, int argc, char **argv)
+{
+    static const char *const benches[] = {"gemm", "prefill", "decode", "train", "all"};
+    int option;
+    bool known = false;
+    *a = (arguments){.what = "all",
+                     .device = "auto",
+                     .dtype = "auto",
+                     .repetitions = 3,
+                     .batch = 2,
+                     .context = 512,
+                     .prompt = 128,
+                     .steps = 32};
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
+        if (option == 'h') {
+            fputs(help, stdout);
+            exit(0);
+        }
+        DMS_TRY(take(a, option));
+    }
+    if (argc - optind < 1 || argc - optind > 2)
+        return dms_fail(DMS_ERR_ARG, "expected MODEL and at most one benchmark; see --help");
+    a->model = argv[optind];
+    if (argc - optind == 2)
+        a->what = argv[optind + 1];
+    for (size_t i = 0; i < sizeof(benches) / sizeof(benches[0]); i++)
+        known |= !strcmp(a->what, benches[i]);
+    return known ? DMS_OK
+                 : dms_fail(DMS_ERR_ARG,
+                            "the benchmark is \"%s\", expected gemm, prefill, decode, train or all",
+                            a->what);
+}
+
+static bool wants(const app *a, const char *bench)
+{
+    return !strcmp(a->args->what, bench) || !strcmp(a->args->what, "all");
+}
+
+/* ---- output --------------------------------------------------------------------------------- */
+
+static void print(const app *a, const result *r, const dms_sample *s)
+{
+    const double mean = dms_sample_mean(s) / r->scale,
+                 deviation = dms_sample_deviation(s) / r->scale;
+    if (!a->args->json) {
+        printf("%-8s %-30s %9.1f +- %6.1f %-8s", r->bench, r->what, mean, deviation, r->unit);
+        if (r->share >= 0)
+            printf(" %5.1f %%", 100 * r->share);
+        printf("  %s\n", r->note);
+    } else {
+        json_t *line =
+            json_pack("{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean", mean,
+                      "deviation", deviation, "best", dms_sample_best(s) / r->scale, "n", s->n,
+                      "unit", r->unit, "note", r->note);
+        if (line && r->share >= 0)
+            json_object_set_new(line, "share", json_real(r->share));
+        if (line)
+            json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
+        puts("");
+        json_decref(line);
+    }
+    fflush(stdout);
+}
+
+/* ---- the machine ---------------------------------------------------------------------------- */
+
+static dms_status bench_products(app *a, dms_dtype dtype)
+{
+    const dms_config *c = &a->file->model->config;
+    const struct {
+        const char *name;
+        int64_t rows, out, in;
+    } shapes[] = {{"up", 1024, c->ffn, c->width},
+                  {"down", 1024, c->width, c->ffn},
+                  {"square", 2048, 2048, 2048}};
+    for (int i = 0; i < 3; i++) {
+        const dms_bench_product p = {a->device, dtype, shapes[i].rows, shapes[i].out, shapes[i].in};
+        dms_sample rate;
+        result r = {.bench = "gemm", .unit = "GFLOP/s", .scale = 1e9, .share = -1};
+        DMS_TRY(dms_bench_gemm(&rate, &p, (int)a->args->repetitions));
+        snprintf(r.what, sizeof(r.what), "%s %s %" PRId64 "x%" PRId64 "x%" PRId64,
+                 dtype == DMS_BF16 ? "bf16" : "f32", shapes[i].name, p.rows, p.out, p.in);
+        print(a, &r, &rate);
+        if (dtype == a->file->model->matrix_type)
+            a->gemm = fmax(a->gemm, dms_sample_best(&rate));
+    }
+    return DMS_OK;
+}
+
+static dms_status bench_gemm(app *a)
+{
+    const bool all = wants(a, "gemm");
+    const dms_dtype own = a->file->model->matrix_type;
+    if (own == DMS_BF16 || (all && a->device->has_bf16))
+        DMS_TRY(bench_products(a, DMS_BF16));
+    if (own == DMS_F32 || all)
+        DMS_TRY(bench_products(a, DMS_F32));
+    return DMS_OK;
+}
+
+static dms_status bench_memory(app *a)
+{
+    enum { BYTES = 512 << 20 };
+    dms_sample rate;
+    result r = {.bench = "memory", .unit = "GB/s", .scale = 1e9, .share = -1};
+    if (a->device->kind != DMS_CPU)
+        return DMS_OK; /* the host's memory says nothing about the device's */
+    DMS_TRY(dms_bench_bandwidth(&rate, a->device->threads, BYTES, 8));
+    snprintf(r.what, sizeof(r.what), "read %d MiB", BYTES >> 20);
+    a->bandwidth = dms_sample_best(&rate);
+    print(a, &r, &rate);
+    return DMS_OK;
+}
+
+/* ---- the model ------------------------------------------------------------------------------ */
+
+/* FLOP of attention, 1 pass forward over one text: 4*E a causal pair and head. */
+static double attention_flop(const dms_config *c, int64_t context)
+{
+    const double pairs = (double)context * (double)(context + 1) / 2;
+    return 4.0 * c->head_dim * c->heads * c->layers * pairs;
+}
+
+static dms_status bench_prefill(app *a)
+{
+    const dms_model *m = a->file->model;
+    const int64_t longest = m->rope_table.shape[0], sizes[] = {512, 2048};
+    const double head = (double)m->config.vocab * (double)m->config.width;
+    const double n = (double)dms_bench_matrix_count(m, ~0u) - head;
+    for (int i = 0; i < 2; i++) {
+        const int64_t T = sizes[i] < longest ? sizes[i] : longest;
+        const double flop = 2 * n * (double)T + attention_flop(&m->config, T);
+        for (int gated = 0; gated <= (m->gate.kind != DMS_GATE_NONE); gated++) {
+            dms_sample rate;
+            result r = {.bench = "prefill", .unit = "tok/s", .scale = 1};
+            DMS_TRY(dms_bench_prefill(&rate, m, T, gated, (int)a->args->repetitions));
+            r.share = flop / (double)T * dms_sample_mean(&rate) / a->gemm;
+            snprintf(r.what, sizeof(r.what), "%s T=%" PRId64, gated ? "masked" : "dense", T);
+            snprintf(r.note, sizeof(r.note), "of the best product; without the output head");
+            print(a, &r, &rate);
+        }
+        if (T == longest)
+            break;
+    }
+    return DMS_OK;
+}
+
+static dms_status decode_one(app *a, int batch, bool dense)
+{
+    const dms_model *m = a->file->model;
+    const dms_bench_decode_options o = {m, batch, a->args->prompt, a->args->steps, dense};
+    const double bytes = (double)dms_bench_weight_bytes(m);
+    dms_sample rate;
+    dms_cache_stats stats;
+    result r = {.bench = "decode", .unit = "tok/s", .scale = 1, .share = -1};
+    DMS_TRY(dms_bench_decode(&rate, &stats, &o, (int)a->args->repetitions));
+    if (batch == 1 && a->bandwidth > 0)
+        r.share = bytes * dms_sample_mean(&rate) / a->bandwidth;
+    snprintf(r.what, sizeof(r.what), "%s B=%d", dense ? "dense" : "freed", batch);
+    snprintf(r.note, sizeof(r.note), "%s%.1f MB of weights a step, KV peak %.1f MB, cache CR %.2f",
+             r.share >= 0 ? "of bandwidth; " : "", bytes / 1e6, (double)stats.peak_bytes / 1e6,
+             dms_cache_ratio(&stats));
+    print(a, &r, &rate);
+    return DMS_OK;
+}
+
+static dms_status bench_decode(app *a)
+{
+    static const int batches[] = {1, 4, 16};
+    for (int i = 0; i < 3; i++) {
+        DMS_TRY(decode_one(a, batches[i], true));
+        if (a->file->model->gate.kind != DMS_GATE_NONE)
+            DMS_TRY(decode_one(a, batches[i], false));
+    }
+    return DMS_OK;
+}
+
+/* ---- training ------------------------------------------------------------------------------- */
+
+typedef struct {
+    dms_source *source;
+    dms_model *student;
+    dms_optimizer optimizer;
+    dms_objective *objective;
+    int32_t *ids; /* [B, T] */
+} training;
+
+/* Frozen weights of the student are the teacher's own memory. */
+static void share_frozen(dms_model *student, const dms_model *teacher)
+{
+    for (int i = 0; i < student->n_weights; i++) {
+        dms_weight *w = &student->weights[i];
+        for (int j = 0; j < teacher->n_weights && !w->var->value.data; j++)
+            if (!strcmp(w->name, teacher->weights[j].name))
+                w->var->value = teacher->weights[j].var->value;
+    }
+}
+
+static dms_status open_student(app *a, training *t)
+{
+    const dms_model *teacher = a->file->model;
+    dms_model_options o = {.config = teacher->config,
+                           .gate = teacher->gate,
+                           .device = a->device,
+                           .matrix_type = teacher->matrix_type,
+                           .positions = a->args->context};
+    if (o.gate.kind == DMS_GATE_NONE) {
+        o.gate.kind = DMS_GATE_NEURON;
+        o.gate.window = 16;
+    }
+    DMS_TRY(dms_source_open(&t->source, a->args->model));
+    const dms_reader reader = dms_source_reader(t->source);
+    DMS_TRY(dms_model_open(&t->student, &o));
+    DMS_TRY(dms_optimizer_open(&t->optimizer, t->student, DMS_TRAIN_ATTENTION));
+    share_frozen(t->student, teacher);
+    DMS_TRY(dms_model_allocate(t->student));
+    return dms_optimizer_read(&t->optimizer, t->student, &reader);
+}
+
+static dms_status open_training(app *a, training *t)
+{
+    const int64_t n = a->args->batch * a->args->context;
+    DMS_TRY(open_student(a, t));
+    t->ids = malloc((size_t)n * sizeof(int32_t));
+    if (!t->ids)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for %" PRId64 " tokens", n);
+    dms_bench_ids(t->ids, n, a->file->model->config.vocab, (uint64_t)a->args->seed);
+    return dms_objective_open(&t->objective, &(dms_objective_options){.student = t->student,
+                                                                      .teacher = a->file->model,
+                                                                      .batch = a->args->batch,
+                                                                      .context = a->args->context,
+                                                                      .replay = !a->args->keep,
+                                                                      .lambda = 1});
+}
+
+static void close_training(training *t)
+{
+    dms_objective_close(t->objective);
+    dms_model_close(t->student);
+    dms_optimizer_close(&t->optimizer);
+    dms_source_close(t->source);
+    free(t->ids);
+}
+
+/* One whole optimiser step; its seconds. */
+static dms_status train_step(app *a, training *t, int64_t step, double *seconds)
+{
+    const int64_t n = a->args->batch * a->args->context;
+    const dms_micro_batch batch = {.ids = t->ids,
+                                   .n_counted = dms_objective_counted(t->objective, t->ids, n),
+                                   .n_sequences = a->args->batch,
+                                   .stage = {.cr = 4, .target = 0.75f},
+                                   .noise = {.seed = (uint64_t)a->args->seed, .step = step}};
+    const dms_adamw_spec spec = {
+        .lr = 1e-5f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .clip = 1, .step = step + 1};
+    dms_losses losses = {0};
+    float norm;
+    const double start = dms_bench_now();
+    DMS_TRY(dms_optimizer_zero(&t->optimizer));
+    DMS_TRY(dms_objective_run(t->objective, &batch, &losses));
+    DMS_TRY(dms_optimizer_norm(&norm, &t->optimizer));
+    DMS_TRY(dms_optimizer_step(&t->optimizer, &spec));
+    DMS_TRY(dms_bench_wait(&t->optimizer.master));
+    *seconds = dms_bench_now() - start;
+    return DMS_OK;
+}
+
+/* FLOP of a step as --help states it. */
+static double step_flop(const app *a, const training *t)
+{
+    const arguments *args = a->args;
+    const double tokens = (double)(args->batch * args->context);
+    const unsigned trained = 1u << DMS_ROLE_ATTENTION | 1u << DMS_ROLE_GATE;
+    const double weights = 6.0 * (double)dms_bench_matrix_count(t->student, ~0u) +
+                           2.0 * (double)dms_bench_matrix_count(t->student, trained);
+    const double forward = attention_flop(&a->file->model->config, args->context);
+    return tokens * weights + (double)args->batch * (2 * forward + 2.5 * forward);
+}
+
+static dms_status bench_train(app *a)
+{
+    training t = {0};
+    dms_status status = DMS_OK;
+    dms_sample rate = {0};
+    const double tokens = (double)(a->args->batch * a->args->context);
+    result r = {.bench = "train", .unit = "tok/s", .scale = 1};
+    DMS_TRY_OR(done, open_training(a, &t));
+    for (int64_t i = -1; i < a->args->repetitions; i++) { /* the first packs and warms */
+        double seconds;
+        DMS_TRY_OR(done, train_step(a, &t, i + 1, &seconds));
+        if (i >= 0)
+            dms_sample_add(&rate, tokens / seconds);
+    }
+    const double flops = step_flop(a, &t) / tokens * dms_sample_mean(&rate);
+    r.share = flops / a->gemm;
+    snprintf(r.what, sizeof(r.what), "attention B=%" PRId64 " T=%" PRId64 "%s", a->args->batch,
+             a->args->context, a->args->keep ? " no replay" : "");
+    snprintf(r.note, sizeof(r.note), "of the best product; %.1f GFLOP/s, %.2f GFLOP a token",
+             flops / 1e9, step_flop(a, &t) / tokens / 1e9);
+    print(a, &r, &rate);
+done:
+    close_training(&t);
+    return status;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------ */
+
+static dms_status app_open(app *a)
+{
+    dms_model_file_options o = {.path = a->args->model, .without_tokenizer = true};
+    DMS_TRY(dms_compute_from_name(&o.compute, a->args->dtype));
+    DMS_TRY(dms_device_from_name(&a->device, a->args->device, (int)a->args->threads));
+    o.device = a->device;
+    DMS_TRY(dms_model_file_open(&a->file, &o));
+    const dms_model *m = a->file->model;
+    if (!a->args->json)
+        printf("%s: %.1f M weights in matrices, %s; %s, %d threads; mean +- deviation of %" PRId64
+               " repetitions\n",
+               a->args->model, (double)dms_bench_matrix_count(m, ~0u) / 1e6,
+               m->matrix_type == DMS_BF16 ? "bf16" : "f32", a->device->name, a->device->threads,
+               a->args->repetitions);
+    return DMS_OK;
+}
+
+static dms_status run(app *a)
+{
+    DMS_TRY(app_open(a));
+    if (strcmp(a->args->what, "decode") != 0)
+        DMS_TRY(bench_gemm(a));
+    if (wants(a, "gemm") || wants(a, "decode"))
+        DMS_TRY(bench_memory(a));
+    if (wants(a, "prefill"))
+        DMS_TRY(bench_prefill(a));
+    if (wants(a, "decode"))
+        DMS_TRY(bench_decode(a));
+    if (wants(a, "train"))
+        DMS_TRY(bench_train(a));
+    return DMS_OK;
+}
+
+int main(int argc, char **argv)
+{
+    arguments args;
+    app a = {.args = &args};
+    dms_status status = parse(&args, argc, argv);
+    const bool usage = status != DMS_OK;
+    if (!status)
+        status = run(&a);
+    if (status)
+        fprintf(stderr, "dms-bench: %s\n", dms_error_message());
+    dms_model_file_close(a.file);
+    if (a.device)
+        a.device->close(a.device);
+    return usage ? 2 : status ? 1 : 0;
+}

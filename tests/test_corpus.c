@@ -1,0 +1,152 @@
+/* Corpus: files, folders, gzip, and what damaged files do. */
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include "data/buffer.h"
+#include "data/corpus.h"
+#include "tests/rig.h"
+
+static char folder[] = "/tmp/dms-corpus-XXXXXX";
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *at)
+{
+    (void)st, (void)kind, (void)at;
+    return remove(path);
+}
+
+static void make_folder(void)
+{
+    cr_assert(mkdtemp(folder));
+}
+
+static void drop_folder(void)
+{
+    nftw(folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+TestSuite(corpus, .init = make_folder, .fini = drop_folder);
+
+static const char *in_folder(char *out, const char *name)
+{
+    snprintf(out, 256, "%s/%s", folder, name);
+    return out;
+}
+
+static void put_plain(const char *name, const char *bytes, size_t n)
+{
+    char path[256];
+    FILE *file = fopen(in_folder(path, name), "wb");
+    cr_assert(file && fwrite(bytes, 1, n, file) == n);
+    fclose(file);
+}
+
+static void put_gzip(const char *name, const char *bytes, size_t n)
+{
+    char path[256];
+    gzFile file = gzopen(in_folder(path, name), "wb");
+    cr_assert(file && gzwrite(file, bytes, (unsigned)n) == (int)n);
+    gzclose(file);
+}
+
+/* Reads the document in hand in chunks of `chunk`, and adds it and a bar to out. */
+static dms_status read_document(dms_corpus *c, dms_text *out, size_t chunk)
+{
+    for (size_t n = 1; n > 0;) {
+        DMS_TRY(dms_text_reserve(out, chunk));
+        DMS_TRY(dms_corpus_read(c, out->bytes + out->n, chunk, &n));
+        cr_assert(n <= chunk);
+        out->n += n;
+    }
+    return dms_text_append(out, "|", 1);
+}
+
+static dms_status read_all(const char *path, dms_text *out, size_t chunk)
+{
+    dms_corpus *c = NULL;
+    const char *name;
+    dms_status status = DMS_OK;
+    out->n = 0;
+    DMS_TRY(dms_corpus_open(&c, path));
+    DMS_TRY_OR(done, dms_corpus_next(c, &name));
+    while (name) {
+        DMS_TRY_OR(done, read_document(c, out, chunk));
+        DMS_TRY_OR(done, dms_corpus_next(c, &name));
+    }
+    status = dms_text_append(out, "", 1);
+done:
+    dms_corpus_close(c);
+    return status;
+}
+
+Test(corpus, reads_a_folder_in_byte_order_of_names_plain_and_gzip)
+{
+    char path[256];
+    dms_text got = {0};
+    put_plain("b.txt", "two\0b", 5);
+    put_gzip("a.txt", "one", 3); /* the content decides, not the name */
+    put_plain("Z", "zero", 4);
+    put_plain("c", "", 0);
+    put_plain(".hidden", "no", 2);
+    mkdir(in_folder(path, "deeper"), 0777);
+    for (size_t chunk = 1; chunk < 8; chunk++) {
+        must(read_all(folder, &got, chunk));
+        cr_expect(got.n == 17 && memcmp(got.bytes, "zero|one|two\0b||", 17) == 0);
+    }
+    must(read_all(in_folder(path, "a.txt"), &got, 100));
+    cr_expect_str_eq(got.bytes, "one|");
+    dms_text_free(&got);
+}
+
+Test(corpus, reads_a_gzip_file_that_is_longer_than_its_buffers)
+{
+    char path[256];
+    const size_t n = 1 << 20;
+    char *zeros = calloc(n, 1);
+    dms_text got = {0};
+    cr_assert(zeros);
+    put_gzip("zeros.gz", zeros, n);
+    must(read_all(in_folder(path, "zeros.gz"), &got, 1000));
+    cr_expect(got.n == n + 2 && memcmp(got.bytes, zeros, n) == 0);
+    free(zeros);
+    dms_text_free(&got);
+}
+
+Test(corpus, reports_a_gzip_file_cut_short_or_damaged)
+{
+    char path[256], text[5000], packed[8000];
+    dms_text got = {0};
+    uint32_t noise = 1;
+    for (size_t i = 0; i < sizeof(text); i++)
+        text[i] = (char)((noise = noise * 1664525u + 1013904223u) >> 24);
+    put_gzip("x.gz", text, sizeof(text));
+    FILE *file = fopen(in_folder(path, "x.gz"), "rb");
+    cr_assert(file);
+    const size_t n = fread(packed, 1, sizeof(packed), file);
+    fclose(file);
+    for (size_t kept = 20; kept < n; kept += 97) {
+        put_plain("cut.gz", packed, kept);
+        cr_expect_eq(read_all(in_folder(path, "cut.gz"), &got, 512), DMS_ERR_FORMAT, "%zu", kept);
+        cr_expect(strstr(dms_error_text(), "cut.gz") && strstr(dms_error_text(), "truncated"));
+    }
+    packed[n - 6] ^= 1; /* in the CRC */
+    put_plain("bad.gz", packed, n);
+    cr_expect_eq(read_all(in_folder(path, "bad.gz"), &got, 512), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "corrupt"), "%s", dms_error_text());
+    dms_text_free(&got);
+}
+
+Test(corpus, reports_what_is_not_there)
+{
+    char path[256];
+    dms_corpus *c;
+    cr_expect_eq(dms_corpus_open(&c, in_folder(path, "none")), DMS_ERR_IO);
+    cr_expect(strstr(dms_error_text(), "none"));
+    cr_expect_eq(dms_corpus_open(&c, folder), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "holds no files"));
+    dms_corpus_close(NULL);
+}

@@ -1,0 +1,184 @@
+/* The programs as their users meet them: bad input gets one clear message, the right exit code, and
+ * nothing half-written. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "data/shard.h"
+#include "tests/fixtures.h"
+#include "tests/rig.h"
+
+enum { DONE = 0, FAILED = 1, USAGE = 2 };
+
+static char folder[] = "/tmp/dms-programs-XXXXXX";
+
+/* Runs `format` with a shell inside the folder, $BIN and $FIX set; returns the exit code and the
+ * last 8 KB of standard error. */
+static int run(char err[8192], const char *command)
+{
+    char line[4096], fixtures[1024];
+    snprintf(line, sizeof(line), "cd %s && BIN=%s FIX=%s && { %s ; } >out 2>err", folder,
+             DMS_BINARY_DIR, fixture(fixtures, "."), command);
+    const int state = system(line);
+    snprintf(line, sizeof(line), "%s/err", folder);
+    FILE *in = fopen(line, "r");
+    err[fread(err, 1, 8191, in)] = 0;
+    fclose(in);
+    cr_assert(WIFEXITED(state), "%s was killed", command);
+    return WEXITSTATUS(state);
+}
+
+static void write_shard(const char *name, int n, int32_t vocab)
+{
+    char path[1024];
+    int32_t ids[512];
+    dms_shard_writer *w = NULL;
+    for (int i = 0; i < n; i++)
+        ids[i] = 3 + i % 300;
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    must(dms_shard_writer_open(&w, path, vocab, 0));
+    must(dms_shard_writer_append(w, ids, n));
+    must(dms_shard_writer_commit(w));
+    dms_shard_writer_close(w);
+}
+
+/* A folder with a good recipe and everything that the cases below break. */
+static void set_up(void)
+{
+    char err[8192];
+    cr_assert(mkdtemp(folder));
+    write_shard("data.tok", 512, 320);
+    write_shard("small.tok", 40, 320);
+    write_shard("wide.tok", 512, 500);
+    const char *make =
+        "printf 'model: {path: %s}\\ndata: {train: data.tok, context: 32}\\n"
+        "dms: {gate: neuron, window: 6}\\nschedule: {steps: 1, ramp_steps: 1}\\n"
+        "run: {batch: 2, folder: run}\\n' $FIX/tiny/llama >good.yaml;"
+        "for m in cut short odd family nan; do cp -r $FIX/tiny/llama $m; chmod -R u+w $m; done;"
+        "truncate -s 100000 cut/model.safetensors; truncate -s 4 short/model.safetensors;"
+        "printf '\\0\\0\\300\\177' | dd of=nan/model.safetensors bs=1 conv=notrunc "
+        "seek=$(($(stat -c %s nan/model.safetensors) - 4)) 2>/dev/null;"
+        "sed -i 's/\"head_dim\": 8/\"head_dim\": 7/' odd/config.json;"
+        "sed -i 's/\"model_type\": \"llama\"/\"model_type\": \"mamba\"/' family/config.json;"
+        "head -c 3000 $FIX/gguf/tiny-F32.gguf >cut.gguf; head -c 3000 /dev/urandom >noise.gguf;"
+        "echo '{' >family.json; head -c 100 data.tok >cut.tok; cp data.tok bad.tok;"
+        "printf 'optim:\\n  lrr: 1\\n' >unknown.yaml";
+    cr_assert_eq(run(err, make), 0, "%s", err);
+}
+
+static void tear_down(void)
+{
+    char command[1200];
+    snprintf(command, sizeof(command), "rm -rf '%s'", folder);
+    cr_assert_eq(system(command), 0);
+}
+
+TestSuite(programs, .init = set_up, .fini = tear_down);
+
+typedef struct {
+    const char *command;
+    int code;
+    const char *message; /* part of standard error */
+} expectation;
+
+static void expect(const expectation *cases, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        char err[8192];
+        const int code = run(err, cases[i].command);
+        cr_assert_eq(code, cases[i].code, "%s: exit code %d, expected %d: %s", cases[i].command,
+                     code, cases[i].code, err);
+        cr_assert(strstr(err, cases[i].message), "%s: said %s expected %s", cases[i].command, err,
+                  cases[i].message);
+        if (code == FAILED)
+            cr_assert(strchr(err, '\n') == strrchr(err, '\n'), "more than one line: %s", err);
+    }
+}
+
+Test(programs, dms_train_says_what_is_wrong)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-train", USAGE, "Usage: dms-train"},
+        {"$BIN/dms-train absent.yaml", USAGE, "config absent.yaml cannot be read"},
+        {"$BIN/dms-train unknown.yaml", USAGE, "the nearest known key is optim.lr"},
+        {"$BIN/dms-train good.yaml optim.lrr=1", USAGE, "unknown key optim.lrr"},
+        {"$BIN/dms-train good.yaml dms.window=32", USAGE,
+         "dms.window is 32, expected less than data.context"},
+        {"$BIN/dms-train good.yaml data.train=small.tok", USAGE, "small.tok"},
+        {"$BIN/dms-train good.yaml data.train=absent.tok", FAILED, "absent.tok"},
+        {"$BIN/dms-train good.yaml data.train=cut.tok", FAILED, "cut.tok"},
+        {"$BIN/dms-train good.yaml data.train=wide.tok", USAGE,
+         "was tokenised for a vocabulary of 500"},
+        {"$BIN/dms-train good.yaml model.path=absent", FAILED, "absent"},
+        {"$BIN/dms-train good.yaml model.path=cut", FAILED, "cut/model.safetensors"},
+        {"$BIN/dms-train good.yaml model.path=short", FAILED, "short/model.safetensors"},
+        {"$BIN/dms-train good.yaml model.path=odd", FAILED, "head_dim"},
+        {"$BIN/dms-train good.yaml model.path=family", FAILED, "mamba"},
+        {"$BIN/dms-train good.yaml model.path=cut.gguf", FAILED, "cut.gguf"},
+        {"$BIN/dms-train good.yaml model.path=noise.gguf", FAILED, "noise.gguf"},
+        {"$BIN/dms-train good.yaml data.context=300 dms.window=6", USAGE, "positions"},
+        {"$BIN/dms-train good.yaml device.kind=cuda", FAILED, "no CUDA backend"},
+        {"$BIN/dms-train good.yaml run.folder=good.yaml/x", FAILED, "good.yaml"},
+    };
+    expect(cases, COUNT(cases));
+    char err[8192];
+    cr_assert_eq(run(err, "test ! -e run/checkpoints || test -z \"$(ls run/checkpoints)\""), 0,
+                 "a refused run left a checkpoint");
+}
+
+Test(programs, a_run_that_is_not_finite_updates_nothing)
+{
+    char err[8192];
+    cr_assert_eq(run(err, "$BIN/dms-train good.yaml model.path=nan run.folder=nan-run"), FAILED,
+                 "%s", err);
+    cr_assert(strstr(err, "step 0: loss is") && strstr(err, "expected finite numbers"), "%s", err);
+    cr_assert_eq(run(err, "test -z \"$(ls nan-run/checkpoints)\""), DONE, "it saved a checkpoint");
+}
+
+Test(programs, the_whole_way_works_on_a_tiny_model)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-train good.yaml --check", DONE, ""},
+        {"test ! -e run", DONE, ""},
+        {"$BIN/dms-train good.yaml schedule.steps=2", DONE, ""},
+        {"$BIN/dms-train good.yaml schedule.steps=2", DONE, ""},
+        {"$BIN/dms-inspect run/latest --verify", DONE, ""},
+        {"$BIN/dms-export run/latest --to hf -o hf", DONE, ""},
+        {"$BIN/dms-export run/latest --to hf -o hf", FAILED, "hf"},
+        {"$BIN/dms-export run/latest --to hf -o hf --force", DONE, ""},
+        {"$BIN/dms-export run/latest --to adapter -o adapter", FAILED, "has no adapter gate"},
+        {"$BIN/dms-generate hf -p 'It is' -n 8 --temp 0", DONE, ""},
+        {"$BIN/dms-generate run/latest -p 'It is' -n 8 --temp 0", DONE, ""},
+        {"$BIN/dms-eval hf kld data.tok --teacher $FIX/tiny/llama --context 32 --sequences 4", DONE,
+         ""},
+        {"$BIN/dms-eval hf kld data.tok --context 32 --sequences 4", FAILED, "--teacher"},
+        {"$BIN/dms-train good.yaml dms.gate=adapter optim.train=gate run.folder=a", DONE, ""},
+        {"$BIN/dms-export a/latest --to adapter -o adapter", DONE, ""},
+        {"$BIN/dms-train good.yaml optim.train=gate run.folder=rows", DONE, ""},
+        {"$BIN/dms-generate rows/latest -p 'It is' -n 8 --temp 0", DONE, ""},
+    };
+    expect(cases, COUNT(cases));
+}
+
+Test(programs, other_programs_say_what_is_wrong)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-export", USAGE, "Usage: dms-export"},
+        {"$BIN/dms-export absent --to hf -o x", FAILED, "absent"},
+        {"$BIN/dms-export $FIX/tiny/llama --to what -o x", USAGE, "what"},
+        {"$BIN/dms-export cut.gguf --to hf -o x", FAILED, "cut.gguf"},
+        {"$BIN/dms-inspect absent", FAILED, "absent"},
+        {"$BIN/dms-inspect noise.gguf", FAILED, "noise.gguf"},
+        {"$BIN/dms-inspect", USAGE, ""},
+        {"$BIN/dms-generate absent -p x", FAILED, "absent"},
+        {"$BIN/dms-generate odd -p x", FAILED, "head_dim"},
+        {"$BIN/dms-generate", USAGE, ""},
+        {"$BIN/dms-eval absent kld data.tok", FAILED, "absent"},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl absent.txt --context 32", FAILED, "absent.txt"},
+        {"$BIN/dms-eval", USAGE, ""},
+    };
+    expect(cases, COUNT(cases));
+}

@@ -1,0 +1,570 @@
+/* The whole network against the PyTorch reference: dense, both gates in training, hard decisions,
+ * the fade, every loss and every gradient. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoints/source_reader.h"
+#include "model/dms.h"
+#include "tests/fixtures.h"
+#include "tests/rig.h"
+
+/* A parameter is copied into another process, so it holds no pointers. */
+typedef struct {
+    char family[8], gate[8]; /* gate: neuron, adapter; empty: dense */
+} tiny_case;
+
+/* A family's model, one reference file, and a tape. */
+typedef struct {
+    rig rig;
+    dms_source *base, *file;
+    dms_model *model;
+    dms_tape *tape;
+    int64_t B, T, V, D, G, L;
+    dms_tensor ids, positions;
+    dms_tensor noise, decisions, z; /* [L, B, G, T] */
+    dms_tensor weight, pressure;    /* [B*T], [B] */
+    dms_tensor teacher_x;           /* [B, T, D] */
+    dms_tensor compress, frac;      /* [B] */
+    float target;
+} lab;
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+/* Tensors of the reference file (the adapter's) come before the folder's. */
+static bool find_in_both(const void *context, const char *name, int *rank, int64_t *shape)
+{
+    const lab *l = context;
+    const dms_reader file = dms_source_reader(l->file), base = dms_source_reader(l->base);
+    return file.find(file.context, name, rank, shape) || base.find(base.context, name, rank, shape);
+}
+
+static dms_status read_from_both(const void *context, const char *name, void *dst, dms_dtype dtype)
+{
+    const lab *l = context;
+    return dms_source_read(dms_source_find(l->file, name) ? l->file : l->base, name, dst, dtype);
+}
+
+static float setting(const dms_source *s, const char *name)
+{
+    const char *text = dms_source_text(s, name);
+    cr_assert(text, "the fixture's metadata has no %s", name);
+    return strtof(text, NULL);
+}
+
+static dms_gate gate_of(const dms_source *file, const char *gate)
+{
+    dms_gate g = dms_gate_defaults();
+    if (!gate[0])
+        return g;
+    must(dms_gate_from_name(&g.kind, gate));
+    g.window = (int64_t)setting(file, "window");
+    g.alpha_scale = setting(file, "alpha_scale");
+    g.alpha_offset = setting(file, "alpha_offset");
+    g.tau = dms_source_text(file, "tau") ? setting(file, "tau") : g.tau;
+    return g;
+}
+
+/* A tensor of the reference file; the caller frees it. */
+static float *reference(const dms_source *s, const char *name)
+{
+    const dms_tensor_info *info = dms_source_find(s, name);
+    cr_assert(info, "the fixture has no %s", name);
+    int64_t n = 1;
+    for (int i = 0; i < info->rank; i++)
+        n *= info->shape[i];
+    float *host = malloc((size_t)n * sizeof(float));
+    must(dms_source_read(s, name, host, info->type == DMS_FILE_I32 ? DMS_I32 : DMS_F32));
+    return host;
+}
+
+static dms_tensor upload_reference(lab *l, dms_tensor shape, const char *name)
+{
+    float *host = reference(l->file, name);
+    const dms_tensor t = rig_upload(&l->rig, shape, host);
+    free(host);
+    return t;
+}
+
+static void upload_text(lab *l)
+{
+    int32_t *position = malloc((size_t)(l->B * l->T) * sizeof(int32_t));
+    dms_tensor shape = rig_shape(l->B, l->T, 0, 0);
+    shape.dtype = DMS_I32;
+    for (int64_t i = 0; i < l->B * l->T; i++)
+        position[i] = (int32_t)(i % l->T);
+    l->ids = upload_reference(l, shape, "ids");
+    l->positions = rig_upload(&l->rig, shape, position);
+    free(position);
+}
+
+static void open_model(lab *l, const dms_reader *reader, const char *gate)
+{
+    dms_model_options o = {.device = l->rig.dev, .matrix_type = DMS_F32, .positions = l->T};
+    must(dms_config_parse(&o.config, dms_source_config(l->base)));
+    o.gate = gate_of(l->file, gate);
+    must(dms_model_open(&l->model, &o));
+    must(dms_model_allocate(l->model));
+    must(dms_model_read(l->model, reader, &(dms_read_options){0}));
+    l->V = o.config.vocab;
+    l->D = o.config.width;
+    l->G = o.config.kv_heads;
+    l->L = o.config.layers;
+}
+
+static void open_decisions(lab *l)
+{
+    float *counted = reference(l->file, "counted");
+    float n = 0;
+    for (int64_t i = 0; i < l->B * l->T; i++)
+        n += counted[i];
+    for (int64_t i = 0; i < l->B * l->T; i++)
+        counted[i] /= n;
+    l->weight = rig_upload(&l->rig, rig_shape(l->B * l->T, 0, 0, 0), counted);
+    free(counted);
+    const dms_tensor all = rig_shape(l->L, l->B, l->G, l->T);
+    l->noise = upload_reference(l, all, "noise");
+    l->decisions = rig_zero(&l->rig, all);
+    l->z = rig_zero(&l->rig, all);
+    l->teacher_x = rig_empty(&l->rig, rig_shape(l->B, l->T, l->D, 0));
+    l->compress = rig_empty(&l->rig, rig_shape(l->B, 0, 0, 0));
+    l->frac = rig_empty(&l->rig, rig_shape(l->B, 0, 0, 0));
+    l->pressure = rig_zero(&l->rig, rig_shape(l->B, 0, 0, 0));
+    l->target = setting(l->file, "target");
+}
+
+static void open_tape(lab *l)
+{
+    const dms_tape_options o = {.device = l->rig.dev,
+                                .max_nodes = dms_transformer_nodes(l->model),
+                                .keep_bytes = (size_t)32 << 20,
+                                .scratch_bytes = (size_t)16 << 20,
+                                .recording = true};
+    must(dms_tape_open(&l->tape, &o));
+}
+
+static lab lab_open(const tiny_case *c)
+{
+    lab l = {.rig = rig_open(DMS_CPU)};
+    char path[1024], name[256];
+    snprintf(name, sizeof(name), "tiny/%s", c->family);
+    must(dms_source_open(&l.base, fixture(path, name)));
+    snprintf(name, sizeof(name),
+             c->gate[0] ? "tiny/%s/dms_%s.safetensors" : "tiny/%s/%s.safetensors", c->family,
+             c->gate[0] ? c->gate : "dense");
+    must(dms_source_open(&l.file, fixture(path, name)));
+    const dms_tensor_info *ids = dms_source_find(l.file, "ids");
+    l.B = ids->shape[0];
+    l.T = ids->shape[1];
+    const dms_reader reader = {&l, find_in_both, read_from_both};
+    open_model(&l, &reader, c->gate);
+    upload_text(&l);
+    open_tape(&l);
+    if (c->gate[0])
+        open_decisions(&l);
+    return l;
+}
+
+static void lab_close(lab *l)
+{
+    dms_tape_close(l->tape);
+    dms_model_close(l->model);
+    dms_source_close(l->base);
+    dms_source_close(l->file);
+    rig_close(&l->rig);
+}
+
+/* ---- running -------------------------------------------------------------------------------- */
+
+static dms_pass pass_of(lab *l)
+{
+    return (dms_pass){.tape = l->tape,
+                      .model = l->model,
+                      .ids = &l->ids,
+                      .positions = &l->positions,
+                      .attend = dms_attend_dense};
+}
+
+static dms_var *forward(lab *l, const dms_pass *pass)
+{
+    dms_var *x = dms_transformer_forward(pass);
+    must(dms_tape_status(l->tape));
+    return x;
+}
+
+/* The training mask, and a look at the z that enters it. */
+typedef struct {
+    dms_soft_context soft;
+    const dms_tensor *z; /* out */
+} watched;
+
+static dms_var *attend_watched(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
+{
+    const watched *w = pass->context;
+    dms_pass inner = *pass;
+    inner.context = (void *)&w->soft;
+    if (!z)
+        return NULL;
+    dms_tensor out = dms_layer_view(w->z, layer);
+    dms_tape_check(pass->tape, dms_cast(&out, &z->value));
+    return dms_attend_soft(&inner, layer, qkv, z);
+}
+
+static watched training(lab *l)
+{
+    return (watched){{.injected = &l->noise, .decisions = &l->decisions, .pressure = &l->pressure},
+                     &l->z};
+}
+
+/* Logits of hidden states, from the model's head; the caller frees them. */
+static float *logits_of(lab *l, const dms_tensor *x)
+{
+    const size_t mark = l->rig.arena.used;
+    dms_tensor y = rig_empty(&l->rig, rig_shape(l->B, l->T, l->V, 0));
+    must(dms_linear(&y, x, &l->model->head->value, NULL));
+    float *host = rig_read(&y);
+    l->rig.arena.used = mark;
+    return host;
+}
+
+/* log softmax of each row, in place. */
+static void to_logprobs(float *y, int64_t rows, int64_t cols)
+{
+    for (int64_t r = 0; r < rows; r++, y += cols) {
+        double sum = 0, top = -INFINITY;
+        for (int64_t i = 0; i < cols; i++)
+            top = fmax(top, (double)y[i]);
+        for (int64_t i = 0; i < cols; i++)
+            sum += exp((double)y[i] - top);
+        for (int64_t i = 0; i < cols; i++)
+            y[i] = (float)((double)y[i] - top - log(sum));
+    }
+}
+
+static void expect_near(const lab *l, const char *name, const float *got, int64_t n, double atol)
+{
+    float *want = reference(l->file, name);
+    double worst = 0;
+    int64_t where = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double error = fabs((double)got[i] - (double)want[i]);
+        if (!(error <= worst)) {
+            worst = error;
+            where = i;
+        }
+    }
+    cr_expect(worst <= atol, "%s[%lld] is %.8g, expected %.8g: off by %.3g, at most %.3g", name,
+              (long long)where, (double)got[where], (double)want[where], worst, atol);
+    free(want);
+}
+
+static void expect_tensor(const lab *l, const char *name, const dms_tensor *got, double atol)
+{
+    float *host = rig_read(got);
+    expect_near(l, name, host, dms_count(got), atol);
+    free(host);
+}
+
+static void expect_logprobs(lab *l, const char *name, const dms_tensor *x)
+{
+    float *y = logits_of(l, x);
+    to_logprobs(y, l->B * l->T, l->V);
+    expect_near(l, name, y, l->B * l->T * l->V, 3e-5);
+    free(y);
+}
+
+/* Decisions are equal but where the logit is as near to 0 as rounding can carry it. */
+static void expect_decisions(const lab *l, const char *name, const char *z_name, bool noisy)
+{
+    float *want = reference(l->file, name), *z = reference(l->file, z_name);
+    float *noise = reference(l->file, "noise"), *got = rig_read(&l->decisions);
+    for (int64_t i = 0; i < dms_count(&l->decisions); i++) {
+        const float logit = z[i] + (noisy ? noise[i] : 0);
+        cr_expect(got[i] == want[i] || fabsf(logit) < 1e-4f, "%s[%lld] is %g where the logit is %g",
+                  name, (long long)i, (double)got[i], (double)logit);
+    }
+    free(want);
+    free(z);
+    free(noise);
+    free(got);
+}
+
+/* ---- parameters ----------------------------------------------------------------------------- */
+
+static struct criterion_test_params cases(bool dense)
+{
+    static tiny_case all[] = {{"llama", ""},        {"llama3", ""},        {"qwen2", ""},
+                              {"qwen3", ""},        {"llama", "neuron"},   {"llama", "adapter"},
+                              {"llama3", "neuron"}, {"llama3", "adapter"}, {"qwen2", "neuron"},
+                              {"qwen2", "adapter"}, {"qwen3", "neuron"},   {"qwen3", "adapter"}};
+    return dense ? cr_make_param_array(tiny_case, all, 4)
+                 : cr_make_param_array(tiny_case, all + 4, 8);
+}
+
+/* ---- the dense model ------------------------------------------------------------------------ */
+
+ParameterizedTestParameters(reference, dense_logits_are_the_reference)
+{
+    return cases(true);
+}
+
+/* 3e-5: a few dozen f32 roundings of values up to 10. */
+ParameterizedTest(tiny_case *c, reference, dense_logits_are_the_reference)
+{
+    lab l = lab_open(c);
+    char last[32];
+    const dms_pass pass = pass_of(&l);
+    dms_var *x = forward(&l, &pass);
+    snprintf(last, sizeof(last), "hidden.%lld", (long long)l.L);
+    expect_tensor(&l, last, &x->value, 3e-5);
+    float *y = logits_of(&l, &x->value);
+    expect_near(&l, "logits", y, l.B * l.T * l.V, 3e-5);
+    free(y);
+    dms_tensor embedded = rig_empty(&l.rig, rig_shape(l.B, l.T, l.D, 0));
+    must(dms_embedding(&embedded, &l.ids, &l.model->embedding.value));
+    expect_tensor(&l, "hidden.0", &embedded, 0);
+    lab_close(&l);
+}
+
+/* ---- decisions without noise ---------------------------------------------------------------- */
+
+ParameterizedTestParameters(reference, hard_decisions_give_the_reference)
+{
+    return cases(false);
+}
+
+ParameterizedTest(tiny_case *c, reference, hard_decisions_give_the_reference)
+{
+    lab l = lab_open(c);
+    dms_hard_context hard = {
+        .window = l.model->gate.window, .decisions = &l.decisions, .logits = &l.z};
+    dms_pass pass = pass_of(&l);
+    pass.gated = true;
+    pass.attend = dms_attend_hard;
+    pass.context = &hard;
+    dms_var *x = forward(&l, &pass);
+    expect_tensor(&l, "hard_z", &l.z, 1e-4); /* alpha_scale 4 times the states' 3e-5 */
+    expect_decisions(&l, "hard_decision", "hard_z", false);
+    expect_logprobs(&l, "hard_logprobs", &x->value);
+    lab_close(&l);
+}
+
+ParameterizedTestParameters(reference, fade_multiplies_the_channel_before_and_after_rope)
+{
+    return cases(false);
+}
+
+ParameterizedTest(tiny_case *c, reference, fade_multiplies_the_channel_before_and_after_rope)
+{
+    lab l = lab_open(c);
+    dms_pass pass = pass_of(&l);
+    pass.gated = true;
+    pass.keep = 0.4f;
+    if (dms_source_find(l.file, "fade_0.4_hidden")) { /* the neuron gate only */
+        dms_var *x = forward(&l, &pass);
+        expect_tensor(&l, "fade_0.4_hidden", &x->value, 3e-5);
+    }
+    lab_close(&l);
+}
+
+/* ---- training ------------------------------------------------------------------------------- */
+
+/* The teacher's states, in memory of their own. */
+static void run_teacher(lab *l)
+{
+    dms_tape_reset(l->tape);
+    const dms_pass pass = pass_of(l);
+    must(dms_cast(&l->teacher_x, &forward(l, &pass)->value));
+    dms_tape_reset(l->tape);
+}
+
+static double sum_of(const dms_tensor *t, const float *weight)
+{
+    float *host = rig_read(t);
+    double sum = 0;
+    for (int64_t i = 0; i < dms_count(t); i++)
+        sum += (double)host[i] * (weight ? (double)weight[i] : 1.0);
+    free(host);
+    return sum;
+}
+
+/* One training pass up to, and with `backward` including, the gradients. Hands out the hidden
+ * states; kl and compress may be NULL. */
+static dms_var *train_once(lab *l, bool replay, double *kl, double *compress)
+{
+    watched w = training(l);
+    dms_tape_reset(l->tape);
+    dms_pass pass = pass_of(l);
+    pass.gated = true;
+    pass.replay = replay;
+    pass.attend = attend_watched;
+    pass.context = &w;
+    dms_var *x = forward(l, &pass);
+    const dms_distill_spec spec = {&l->teacher_x, &l->model->head->value, &l->weight,
+                                   DMS_KL_REVERSE};
+    dms_var *loss = dms_ad_distill(l->tape, x, l->model->head, &spec);
+    must(dms_tape_status(l->tape));
+    must(dms_compression(&(dms_compression_out){&l->compress, &l->frac, &l->pressure},
+                         &l->decisions, l->target, 1.0f / (float)l->B));
+    must(dms_tape_backward(l->tape, NULL, NULL));
+    float *weight = rig_read(&l->weight);
+    if (kl)
+        *kl = sum_of(&loss->value, weight);
+    if (compress)
+        *compress = sum_of(&l->compress, NULL) / (double)l->B;
+    free(weight);
+    return x;
+}
+
+/* Every weight wants a gradient, which starts at zero. */
+static void want_gradients(lab *l)
+{
+    for (int i = 0; i < l->model->n_weights; i++) {
+        dms_var *v = l->model->weights[i].var;
+        v->value.frozen = false;
+        v->wants_grad = true;
+        v->grad = rig_zero(&l->rig, v->value);
+    }
+}
+
+static void clear_gradients(lab *l)
+{
+    for (int i = 0; i < l->model->n_weights; i++) {
+        dms_tensor *g = &l->model->weights[i].var->grad;
+        must(g->device->zero(g->device, g->data, dms_tensor_bytes(g)));
+    }
+}
+
+static void expect_gradient(const lab *l, const dms_weight *w)
+{
+    char name[128];
+    snprintf(name, sizeof(name), "grad.%s", w->name);
+    float *want = reference(l->file, name), *got = rig_read(&w->var->grad);
+    double largest = 0, worst = 0;
+    for (int64_t i = 0; i < dms_count(&w->var->grad); i++) {
+        largest = fmax(largest, fabs((double)want[i]));
+        const double error = fabs((double)got[i] - (double)want[i]);
+        worst = error <= worst ? worst : error;
+    }
+    cr_expect(worst <= 1e-4 * largest, "%s is off by %.3g of its largest value %.3g, at most 1e-4",
+              name, worst / largest, largest);
+    free(want);
+    free(got);
+}
+
+ParameterizedTestParameters(reference, training_gives_losses_and_every_gradient)
+{
+    return cases(false);
+}
+
+ParameterizedTest(tiny_case *c, reference, training_gives_losses_and_every_gradient)
+{
+    lab l = lab_open(c);
+    double kl, compress;
+    want_gradients(&l);
+    run_teacher(&l);
+    expect_logprobs(&l, "teacher_logprobs", &l.teacher_x);
+    dms_var *x = train_once(&l, false, &kl, &compress);
+    expect_tensor(&l, "hidden", &x->value, 3e-5);
+    expect_logprobs(&l, "logprobs", &x->value);
+    expect_tensor(&l, "z", &l.z, 1e-4);
+    expect_decisions(&l, "decision", "z", true);
+    const float losses[] = {(float)kl, (float)compress, (float)(kl + compress)};
+    expect_near(&l, "kl", &losses[0], 1, 1e-6);
+    expect_near(&l, "compress", &losses[1], 1, 1e-6);
+    expect_near(&l, "loss", &losses[2], 1, 2e-6); /* the sum of both */
+    for (int i = 0; i < l.model->n_weights; i++)
+        expect_gradient(&l, &l.model->weights[i]);
+    lab_close(&l);
+}
+
+ParameterizedTestParameters(reference, replayed_segments_give_the_same_bits)
+{
+    return cases(false);
+}
+
+ParameterizedTest(tiny_case *c, reference, replayed_segments_give_the_same_bits)
+{
+    lab l = lab_open(c);
+    want_gradients(&l);
+    run_teacher(&l);
+    train_once(&l, false, NULL, NULL);
+    float *kept[128];
+    cr_assert(l.model->n_weights <= (int)COUNT(kept));
+    for (int i = 0; i < l.model->n_weights; i++)
+        kept[i] = rig_read(&l.model->weights[i].var->grad);
+    clear_gradients(&l);
+    train_once(&l, true, NULL, NULL);
+    for (int i = 0; i < l.model->n_weights; i++) {
+        const dms_weight *w = &l.model->weights[i];
+        float *again = rig_read(&w->var->grad);
+        cr_expect(!memcmp(again, kept[i], dms_tensor_bytes(&w->var->grad)),
+                  "the gradient of %s differs when its segment is replayed", w->name);
+        free(again);
+        free(kept[i]);
+    }
+    lab_close(&l);
+}
+
+/* ---- finite differences --------------------------------------------------------------------- */
+
+/* The distillation loss alone: the compression loss sees hard decisions, whose gradient is
+ * straight-through and no slope. */
+static double distillation_at(lab *l, dms_var *v, int64_t i, float value)
+{
+    double kl;
+    must(l->rig.dev->upload(l->rig.dev, (float *)v->value.data + i, &value, sizeof(value)));
+    train_once(l, false, &kl, NULL);
+    return kl;
+}
+
+/* Where the gradient of a tensor is largest. */
+static int64_t steepest(const dms_var *v, float *slope)
+{
+    float *g = rig_read(&v->grad);
+    int64_t best = 0;
+    for (int64_t i = 0; i < dms_count(&v->grad); i++)
+        best = fabsf(g[i]) > fabsf(g[best]) ? i : best;
+    *slope = g[best];
+    free(g);
+    return best;
+}
+
+ParameterizedTestParameters(reference, gradients_are_slopes_of_the_whole_model)
+{
+    return cases(false);
+}
+
+/* Fourth-order differences with a step that moves the loss by about 1e-3: rounding of an f32 pass
+ * (1e-7) is then 1e-4 of it. 1e-2 leaves room for the curvature of decisions at tau 0.1. The pair
+ * of embedding and tied head is left out of the teacher's side: its head moves with it. */
+ParameterizedTest(tiny_case *c, reference, gradients_are_slopes_of_the_whole_model)
+{
+    lab l = lab_open(c);
+    want_gradients(&l);
+    run_teacher(&l);
+    l.target = 0;
+    train_once(&l, false, NULL, NULL);
+    int64_t at[128];
+    float slope[128];
+    for (int i = 0; i < l.model->n_weights; i++)
+        at[i] = steepest(l.model->weights[i].var, &slope[i]);
+    for (int i = 0; i < l.model->n_weights; i += 3) {
+        const dms_weight *w = &l.model->weights[i];
+        if (w->role == DMS_ROLE_EMBEDDING)
+            continue;
+        float here;
+        must(l.rig.dev->download(l.rig.dev, &here, (float *)w->var->value.data + at[i], 4));
+        const float h = fminf(1e-3f / fabsf(slope[i]), 4e-3f);
+        const double near = distillation_at(&l, w->var, at[i], here + h) -
+                            distillation_at(&l, w->var, at[i], here - h);
+        const double far = distillation_at(&l, w->var, at[i], here + 2 * h) -
+                           distillation_at(&l, w->var, at[i], here - 2 * h);
+        distillation_at(&l, w->var, at[i], here);
+        const double found = (8 * near - far) / (12 * (double)h);
+        cr_expect(fabs(found - (double)slope[i]) <= 1e-2 * fabs((double)slope[i]),
+                  "%s[%lld] has gradient %.6g, the loss has slope %.6g", w->name, (long long)at[i],
+                  (double)slope[i], found);
+    }
+    lab_close(&l);
+}
