@@ -39,7 +39,7 @@ static const char help[] =
     "decision CR: 1/(1 - fraction evicted); cache CR: tokens/live slots at a context's end; "
     "reads:\n"
     "keys read by all queries, as a fraction of dense. Exit: 0 done, 1 failed, 2 wrong usage.\n"
-    "example: dms-eval runs/quickstart/checkpoints/latest.h5 kld persuasion.txt --decode 64\n";
+    "example: dms-eval runs/quickstart/latest kld persuasion.txt --decode 64\n";
 
 enum { MAX_POLICIES = 32 };
 

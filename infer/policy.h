@@ -28,8 +28,8 @@ typedef struct {
  * wrong. */
 dms_status dms_policy_parse(dms_policy *out, const char *text);
 
-/* The window of the law of visibility that the policy runs under, -1 for dense. DMS_ERR_ARG for "dms" without a
- * gate, and for "random" where neither the policy nor the gate says. */
+/* The window of the law of visibility that the policy runs under, -1 for dense. DMS_ERR_ARG for
+ * "dms" without a gate, and for "random" where neither the policy nor the gate says. */
 dms_status dms_policy_window(int64_t *out, const dms_policy *p, const dms_gate *gate);
 
 /* Decisions of WINDOW and RANDOM as logits z (evict where z > 0): row b of z is the sequence

@@ -1,6 +1,7 @@
 #include "model/gate.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char *const names[] = {
@@ -67,19 +68,30 @@ dms_status dms_gate_parse(dms_gate *out, const json_t *keys)
     return DMS_OK;
 }
 
+/* The shortest decimal that reads back as this float: 0.1f is written 0.1. */
+static json_t *decimal(float value)
+{
+    char text[32];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, (double)value);
+        if (strtof(text, NULL) == value)
+            break;
+    }
+    return json_real(strtod(text, NULL));
+}
+
 dms_status dms_gate_write(json_t *keys, const dms_gate *gate, double cr)
 {
     int bad = 0;
     if (gate->kind == DMS_GATE_NONE)
         return DMS_OK;
     bad |= json_object_set_new(keys, "dms_window_size", json_integer(gate->window));
-    bad |= json_object_set_new(keys, "dms_alpha_scale", json_real((double)gate->alpha_scale));
-    bad |= json_object_set_new(keys, "dms_initial_alpha_offset",
-                               json_real((double)gate->alpha_offset));
+    bad |= json_object_set_new(keys, "dms_alpha_scale", decimal(gate->alpha_scale));
+    bad |= json_object_set_new(keys, "dms_initial_alpha_offset", decimal(gate->alpha_offset));
     bad |= json_object_set_new(keys, "dms_separate_alpha",
                                json_boolean(gate->kind == DMS_GATE_ADAPTER));
     bad |= json_object_set_new(keys, "dms_alpha_per", json_string("head"));
-    bad |= json_object_set_new(keys, "dms_tau", json_real((double)gate->tau));
+    bad |= json_object_set_new(keys, "dms_tau", decimal(gate->tau));
     if (cr > 0)
         bad |= json_object_set_new(keys, "dms_cr", json_real(cr));
     return bad ? dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys") : DMS_OK;

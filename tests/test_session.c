@@ -240,7 +240,8 @@ Test(session, stores_half_the_bytes_in_bf16)
     cr_assert_lt(distance(&t, want, got, 0, 19), 0.05f);
     for (int64_t i = 20; i < t.tokens; i++) {
         must(dms_session_decode(s, got, &(int32_t){sequence}, t.ids + i, 1));
-        cr_assert_lt(distance(&t, want, got, 0, i), 0.05f, "off by %g", (double)distance(&t, want, got, 0, i));
+        cr_assert_lt(distance(&t, want, got, 0, i), 0.05f, "off by %g",
+                     (double)distance(&t, want, got, 0, i));
     }
     must(dms_cache_measure(&stats, dms_session_cache(s)));
     cr_assert_eq(stats.bytes_a_slot, (size_t)(2 * 2 * t.model->config.head_dim));
