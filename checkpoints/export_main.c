@@ -7,8 +7,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/huggingface.h"
 #include "checkpoints/source.h"
-
-enum { DONE, FAILED, USAGE };
+#include "data/program.h"
 
 static const char help[] =
     "Usage: dms-export CHECKPOINT --to hf|adapter -o FOLDER [options]\n"
@@ -18,11 +17,12 @@ static const char help[] =
     "  adapter   the adapter gate's own tensors alone, with those keys\n"
     "\n"
     "  -o, --output FOLDER    where to; must not exist, or be an empty folder\n"
-    "      --dtype bf16|f32   type of the matrices (default: bf16)\n"
-    "      --shard-gb N       start a new file after N gigabytes (default: 5)\n"
-    "      --force            replace a folder that holds a model\n"
+    "      --dtype bf16|f32   type of all tensors but the gate's, which stay f32 (default: bf16)\n"
+    "      --shard-gb N       start a new file after N gigabytes, up to 1000000 (default: 5)\n"
+    "      --force            replace the model's files in a folder that holds some; others stay\n"
     "  -h, --help             this text\n"
     "\n"
+    "Exit: 0 done, 1 failed, 2 wrong usage.\n"
     "Example: dms-export runs/quickstart/latest --to hf -o smollm2-dms\n";
 
 typedef struct {
@@ -45,14 +45,15 @@ static bool is_gate_tensor(const char *name)
     return strstr(name, ".dms_proj_alpha") != NULL;
 }
 
-/* The f32 master of a trained tensor, where there is one. */
-static const dms_checkpoint_tensor *master_of(const export_set *set, const char *name)
+/* A trained tensor has a master, whose type is f32. */
+static bool has_master(const export_set *set, const char *name)
 {
-    return set->checkpoint ? dms_checkpoint_find(set->checkpoint, "masters", name) : NULL;
+    return set->checkpoint && dms_checkpoint_find(set->checkpoint, "masters", name);
 }
 
-/* Every tensor of the source, or the gate's only. Vectors and gate tensors stay f32 where a
- * matrix is bf16: they are small, and the gate needs them. */
+/* Every tensor of the source, or the gate's only. Vectors take the type of the matrices:
+ * transformers loads a model in one type. The gate's own tensors stay f32: they are small, and
+ * their logits are compared with 0. */
 static dms_status list_tensors(export_set *set, const arguments *a, bool gate_only)
 {
     const int64_t n = dms_source_count(set->source);
@@ -75,11 +76,12 @@ static dms_status fetch(void *context, int64_t i, void *dst)
 {
     const export_set *set = context;
     const dms_tensor_entry *e = &set->entries[i];
-    const dms_checkpoint_tensor *master = master_of(set, e->name);
-    if (!master || e->dtype != DMS_F32)
+    int64_t elements = 1;
+    if (e->dtype != DMS_F32 || !has_master(set, e->name))
         return dms_source_read(set->source, e->name, dst, e->dtype);
-    memcpy(dst, master->data, master->bytes);
-    return DMS_OK;
+    for (int k = 0; k < e->rank; k++)
+        elements *= e->shape[k];
+    return dms_checkpoint_read(set->checkpoint, "masters", e->name, DMS_F32, elements, dst);
 }
 
 static dms_status export_hf(export_set *set, const arguments *a)
@@ -158,31 +160,54 @@ done:
     return status;
 }
 
-static bool parse_option(arguments *a, int option)
+static dms_status take_name(const char **out, const char *option, const char *first,
+                            const char *second)
 {
+    if (strcmp(optarg, first) != 0 && strcmp(optarg, second) != 0)
+        return dms_fail(DMS_ERR_ARG, "%s is \"%s\", expected %s or %s", option, optarg, first,
+                        second);
+    *out = optarg;
+    return DMS_OK;
+}
+
+static dms_status take_size(double *gb)
+{
+    const double most = 1e6;
+    char *end;
+    *gb = strtod(optarg, &end);
+    if (end == optarg || *end || !(*gb > 0 && *gb <= most))
+        return dms_fail(DMS_ERR_ARG,
+                        "--shard-gb is \"%s\", expected a number of gigabytes above 0, up to %g",
+                        optarg, most);
+    return DMS_OK;
+}
+
+static dms_status take(arguments *a, int option, char *const *argv)
+{
+    const char *dtype;
     switch (option) {
     case 't':
-        a->to = optarg;
-        return !strcmp(optarg, "hf") || !strcmp(optarg, "adapter");
+        return take_name(&a->to, "--to", "hf", "adapter");
     case 'o':
         a->output = optarg;
-        return true;
+        return DMS_OK;
     case 'd':
-        a->dtype = strcmp(optarg, "f32") ? DMS_BF16 : DMS_F32;
-        return !strcmp(optarg, "f32") || !strcmp(optarg, "bf16");
+        DMS_TRY(take_name(&dtype, "--dtype", "bf16", "f32"));
+        a->dtype = strcmp(dtype, "f32") ? DMS_BF16 : DMS_F32;
+        return DMS_OK;
     case 's':
-        a->shard_gb = atof(optarg);
-        return a->shard_gb > 0;
+        return take_size(&a->shard_gb);
     case 'f':
         a->force = true;
-        return true;
+        return DMS_OK;
     default:
-        return false;
+        return dms_program_bad_option(argv);
     }
 }
 
 int main(int argc, char **argv)
 {
+    static const char program[] = "dms-export";
     static const struct option options[] = {{"to", required_argument, NULL, 't'},
                                             {"output", required_argument, NULL, 'o'},
                                             {"dtype", required_argument, NULL, 'd'},
@@ -192,26 +217,22 @@ int main(int argc, char **argv)
                                             {NULL, 0, NULL, 0}};
     arguments a = {.dtype = DMS_BF16, .shard_gb = 5};
     int option;
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "o:h", options, NULL)) != -1) {
         if (option == 'h') {
             fputs(help, stdout);
-            return DONE;
+            return dms_program_end(program, DMS_OK);
         }
-        if (!parse_option(&a, option)) {
-            fprintf(stderr, "dms-export: bad option or value%s%s; see dms-export --help\n",
-                    optarg ? ": " : "", optarg ? optarg : "");
-            return USAGE;
-        }
+        if (take(&a, option, argv))
+            return dms_program_refuse(program);
     }
     if (optind + 1 != argc || !a.to || !a.output) {
         fputs(help, stderr);
-        return USAGE;
+        return DMS_EXIT_USAGE;
     }
     a.input = argv[optind];
-    if (export_all(&a)) {
-        fprintf(stderr, "dms-export: %s\n", dms_error_message());
-        return FAILED;
-    }
-    printf("%s written to %s\n", a.to, a.output);
-    return DONE;
+    const dms_status status = export_all(&a);
+    if (!status)
+        printf("%s written to %s\n", a.to, a.output);
+    return dms_program_end(program, status);
 }

@@ -275,10 +275,14 @@ static dms_status add_tensors(dms_source *s, const dms_gguf_meta *meta, const li
         const dms_source_tensor *t = &list[i].tensor;
         if (strcmp(list[i].file_name, "rope_freqs.weight")) {
             DMS_TRY(dms_source_add_tensor(s, t));
-        } else if (t->info.type == DMS_FILE_F32 && (uintptr_t)t->data % sizeof(float) == 0) {
-            factors = (const float *)(const void *)t->data;
-            n_factors = (int64_t)(t->bytes / sizeof(float));
+            continue;
         }
+        if (t->info.type != DMS_FILE_F32 || (uintptr_t)t->data % sizeof(float))
+            return dms_fail(DMS_ERR_FORMAT,
+                            "%s: tensor rope_freqs.weight is stored as %s, expected aligned F32",
+                            s->path, t->type_name);
+        factors = (const float *)(const void *)t->data;
+        n_factors = (int64_t)(t->bytes / sizeof(float));
     }
     DMS_TRY(dms_gguf_family(&family, meta));
     DMS_TRY(dms_gguf_make_config(s, meta, family, factors, n_factors));

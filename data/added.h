@@ -37,7 +37,7 @@ typedef struct {
 bool dms_added_next(const dms_added *a, dms_added_match *m, const char *text, size_t n,
                     bool specials);
 
-/* Whether no token can begin, end or lie across a space that stands between two ASCII letters. */
+/* Whether none of the tokens can reach across a cut made before a space. */
 bool dms_added_keeps_spaces(const dms_added *a);
 
 DMS_END_C

@@ -31,7 +31,7 @@ typedef struct {
 dms_status dms_pretokenizer_run(dms_pretokenizer *p, const dms_piece_sink *sink, const char *text,
                                 size_t n);
 
-/* Whether text may be cut before a space that stands between two ASCII letters, with the same
+/* Whether text may be cut before a space that follows an ASCII letter, with the same
  * pieces: known of the splits of GPT-2, Llama 3 and Qwen 2, false for any other. */
 bool dms_pretokenizer_splits_at_spaces(const dms_pretokenizer *p);
 

@@ -50,6 +50,21 @@ static dms_status check_header(dms_shard *s)
     return DMS_OK;
 }
 
+bool dms_shard_recognise(const char *path)
+{
+    struct stat st;
+    char magic[SHARD_MAGIC_BYTES];
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return false;
+    /* Reading from a pipe would take its first bytes away from whoever reads it next. */
+    const bool yes = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) &&
+                     read(fd, magic, sizeof(magic)) == (ssize_t)sizeof(magic) &&
+                     !memcmp(magic, SHARD_MAGIC, sizeof(magic));
+    close(fd);
+    return yes;
+}
+
 dms_status dms_shard_open(dms_shard **out, const char *path)
 {
     dms_status status = DMS_OK;

@@ -2,6 +2,7 @@
 #ifndef DMS_SHARD_H
 #define DMS_SHARD_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "kernels/status.h"
@@ -25,6 +26,8 @@ typedef struct {
 
 typedef struct dms_shard dms_shard;
 
+/* True for a regular file that begins as shards do; false also where it cannot be read. */
+bool dms_shard_recognise(const char *path);
 /* Maps the file; replacing it by rename is safe meanwhile, truncating it is not. Errors:
  * DMS_ERR_IO; DMS_ERR_FORMAT (no shard, a damaged header, a size other than the header says);
  * DMS_ERR_NOMEM. */

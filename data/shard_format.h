@@ -9,7 +9,9 @@
 
 #include "data/shard.h"
 
-enum { SHARD_HEADER_BYTES = 64 };
+#define SHARD_MAGIC "DMSTOKS1"
+
+enum { SHARD_HEADER_BYTES = 64, SHARD_MAGIC_BYTES = sizeof(SHARD_MAGIC) - 1 };
 
 typedef struct {
     uint32_t id_bytes, payload_crc;
@@ -38,7 +40,7 @@ static inline uint32_t shard_id_bytes(int64_t vocab)
 static inline void shard_header_encode(uint8_t out[SHARD_HEADER_BYTES], const shard_header *h)
 {
     memset(out, 0, SHARD_HEADER_BYTES);
-    memcpy(out, "DMSTOKS1", 8);
+    memcpy(out, SHARD_MAGIC, SHARD_MAGIC_BYTES);
     shard_put(out + 8, h->id_bytes, 4);
     shard_put(out + 12, h->info.tokenizer_crc, 4);
     shard_put(out + 16, (uint64_t)h->info.n_tokens, 8);
@@ -50,8 +52,8 @@ static inline void shard_header_encode(uint8_t out[SHARD_HEADER_BYTES], const sh
 /* What is wrong with the bytes, or NULL. */
 static inline const char *shard_header_decode(shard_header *h, const uint8_t in[SHARD_HEADER_BYTES])
 {
-    if (memcmp(in, "DMSTOKS1", 8) != 0)
-        return "is not a token shard (its first bytes are not DMSTOKS1); make one with "
+    if (memcmp(in, SHARD_MAGIC, SHARD_MAGIC_BYTES) != 0)
+        return "is not a token shard (its first bytes are not " SHARD_MAGIC "); make one with "
                "dms-tokenize";
     if (shard_get(in + 60, 4) != crc32(0, in, 60))
         return "has a damaged header (its CRC differs); make it again with dms-tokenize";

@@ -8,7 +8,8 @@
 #include <unistd.h>
 
 #include "checkpoints/source.h"
-#include "data/corpus.h"
+#include "data/encode.h"
+#include "data/program.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
 
@@ -46,8 +47,7 @@ typedef struct {
     int32_t end_of_text;
 } model;
 
-/* False after a message on stderr. */
-static bool parse(options *o, int argc, char **argv)
+static dms_status parse(options *o, int argc, char **argv)
 {
     static const struct option known[] = {
         {"output", required_argument, NULL, 'o'}, {"separator", required_argument, NULL, 's'},
@@ -56,6 +56,7 @@ static bool parse(options *o, int argc, char **argv)
         {"help", no_argument, NULL, 'h'},         {0},
     };
     int c, n_tasks = 0;
+    opterr = 0;
     while ((c = getopt_long(argc, argv, "o:h", known, NULL)) != -1) {
         n_tasks += c == 'o' || c == 'c' || c == 't' || c == 'd';
         switch (c) {
@@ -80,9 +81,9 @@ static bool parse(options *o, int argc, char **argv)
             break;
         case 'h':
             fputs(help, stdout);
-            exit(0);
+            exit(dms_program_end("dms-tokenize", DMS_OK));
         default:
-            return false; /* getopt has said what is wrong */
+            return dms_program_bad_option(argv);
         }
     }
     o->model = argv[optind];
@@ -94,9 +95,7 @@ static bool parse(options *o, int argc, char **argv)
                         : o->task == TEXT && o->n_files > 0  ? "--text takes no FILE"
                         : o->task != TEXT && o->n_files == 0 ? "no FILE is named"
                                                              : NULL;
-    if (wrong)
-        fprintf(stderr, "dms-tokenize: %s; see dms-tokenize --help\n", wrong);
-    return !wrong;
+    return wrong ? dms_fail(DMS_ERR_ARG, "%s; see --help", wrong) : DMS_OK;
 }
 
 static dms_status append_stream(dms_text *out, dms_corpus *c)
@@ -185,46 +184,21 @@ static dms_status choose_separator(model *m, const options *o)
     return DMS_OK;
 }
 
-/* Where a document's ids go: to the shard (NULL: nowhere), counted. */
+/* Where ids go: to the shard (NULL: nowhere), counted. */
 typedef struct {
     dms_shard_writer *writer;
-    dms_tokens ids;
-    dms_text text;
     int64_t count;
 } sink;
 
-static dms_status take(sink *s, model *m, size_t n, bool specials)
+static dms_status put(void *context, const int32_t *ids, int64_t n, bool *stop)
 {
-    s->ids.n = 0;
-    DMS_TRY(dms_tokenizer_encode(m->tokenizer, &s->ids, s->text.bytes, n, specials));
-    s->count += s->ids.n;
-    s->text.n -= n;
-    memmove(s->text.bytes, s->text.bytes + n, s->text.n);
-    return s->writer ? dms_shard_writer_append(s->writer, s->ids.ids, s->ids.n) : DMS_OK;
+    sink *s = context;
+    *stop = false;
+    s->count += n;
+    return s->writer ? dms_shard_writer_append(s->writer, ids, n) : DMS_OK;
 }
 
-/* Tokenises a document in the parts that its tokenizer can cut it into. */
-static dms_status take_document(sink *s, model *m, dms_corpus *c, bool specials)
-{
-    const size_t part = 4 << 20;
-    size_t n = 1, wanted = part;
-    s->text.n = 0;
-    while (n > 0) {
-        DMS_TRY(dms_text_reserve(&s->text, part));
-        DMS_TRY(dms_corpus_read(c, s->text.bytes + s->text.n, part, &n));
-        s->text.n += n;
-        if (n == 0 || s->text.n < wanted)
-            continue;
-        const size_t cut = dms_tokenizer_cut(m->tokenizer, s->text.bytes, s->text.n);
-        if (cut > 0)
-            DMS_TRY(take(s, m, cut, specials));
-        /* Without a place to cut, wait for twice as much: the search stays linear in all. */
-        wanted = cut > 0 ? part : 2 * s->text.n;
-    }
-    return s->text.n > 0 ? take(s, m, s->text.n, specials) : DMS_OK;
-}
-
-static dms_status take_file(sink *s, model *m, const options *o, const char *path)
+static dms_status take_file(sink *s, dms_encoder *e, const model *m, const char *path)
 {
     dms_corpus *c;
     const char *name;
@@ -233,8 +207,8 @@ static dms_status take_file(sink *s, model *m, const options *o, const char *pat
     DMS_TRY_OR(done, dms_corpus_next(c, &name));
     while (name) {
         const int64_t before = s->count;
-        DMS_TRY_OR(done, take_document(s, m, c, !o->plain));
-        if (o->task == COUNT)
+        DMS_TRY_OR(done, dms_encoder_run(e, c, &(dms_id_sink){put, s}));
+        if (!s->writer)
             printf("%10lld  %s\n", (long long)(s->count - before), name);
         else
             DMS_TRY_OR(done, dms_shard_writer_append(s->writer, &m->end_of_text, 1));
@@ -248,6 +222,7 @@ done:
 static dms_status run_files(model *m, const options *o)
 {
     sink s = {0};
+    dms_encoder e = {.tokenizer = m->tokenizer, .specials = !o->plain};
     dms_status status = DMS_OK;
     if (o->task == WRITE) {
         DMS_TRY(choose_separator(m, o));
@@ -255,7 +230,7 @@ static dms_status run_files(model *m, const options *o)
                                       dms_tokenizer_crc(m->tokenizer)));
     }
     for (int i = 0; i < o->n_files; i++)
-        DMS_TRY_OR(done, take_file(&s, m, o, o->files[i]));
+        DMS_TRY_OR(done, take_file(&s, &e, m, o->files[i]));
     if (s.writer) {
         DMS_TRY_OR(done, dms_shard_writer_commit(s.writer));
         printf("%s: %lld tokens of text\n", o->output, (long long)s.count);
@@ -264,8 +239,7 @@ static dms_status run_files(model *m, const options *o)
     }
 done:
     dms_shard_writer_close(s.writer);
-    dms_tokens_free(&s.ids);
-    dms_text_free(&s.text);
+    dms_encoder_free(&e);
     return status;
 }
 
@@ -324,15 +298,11 @@ int main(int argc, char **argv)
 {
     options o = {0};
     model m = {0};
-    if (!parse(&o, argc, argv))
-        return 2;
+    if (parse(&o, argc, argv))
+        return dms_program_refuse("dms-tokenize");
     dms_status status = open_model(&m, o.model);
     if (!status)
         status = run(&m, &o);
-    if (!status && fflush(stdout) != 0)
-        status = dms_fail(DMS_ERR_IO, "writing to standard output failed");
-    if (status)
-        fprintf(stderr, "dms-tokenize: %s\n", dms_error_text());
     dms_tokenizer_close(m.tokenizer);
-    return status ? 1 : 0;
+    return dms_program_end("dms-tokenize", status);
 }

@@ -166,9 +166,9 @@ size_t dms_tokenizer_cut(const dms_tokenizer *t, const char *text, size_t length
     if (!dms_pretokenizer_splits_at_spaces(t->pretokenizer) || !dms_added_keeps_spaces(t->raw) ||
         !dms_added_keeps_spaces(t->normalized))
         return 0;
-    for (size_t at = length; at > 2; at--)
-        if (text[at - 2] == ' ' && is_letter(text[at - 3]) && is_letter(text[at - 1]))
-            return at - 2;
+    for (size_t at = length; at-- > 1;)
+        if (text[at] == ' ' && is_letter(text[at - 1]))
+            return at;
     return 0;
 }
 

@@ -1,11 +1,13 @@
 #include "infer/chat.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 /* System prompts that templates fall back to. Sources: the chat_template of
- * HuggingFaceTB/SmolLM2-*-Instruct, Qwen/Qwen2.5-*-Instruct, Qwen/Qwen2-*-Instruct. A later one may
- * be part of an earlier one. */
+ * HuggingFaceTB/SmolLM2-*-Instruct, Qwen/Qwen2.5-*-Instruct, Qwen/Qwen2-*-Instruct,
+ * Qwen/Qwen1.5-*-Chat. A later one may be part of an earlier one. */
 static const char *const default_systems[] = {
     "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
@@ -13,10 +15,9 @@ static const char *const default_systems[] = {
     "You are a helpful assistant",
 };
 
-/* Source: the chat_template of meta-llama/Llama-3.1-8B-Instruct; the date it states where nobody
- * gives one. */
-static const char dates[] =
-    "\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
+/* What a Llama 3.1 or later template states before the date. Source: the chat_template of
+ * meta-llama/Llama-3.1-8B-Instruct and Llama-3.2-3B-Instruct. */
+#define CUTTING_DATE "Cutting Knowledge Date: December 2023"
 
 /* The Llama 3 templates trim what is said. */
 static const char *trim(const dms_chat *c, const char *text, size_t *n)
@@ -58,7 +59,7 @@ static dms_status put(dms_tokens *out, int32_t id)
     return DMS_OK;
 }
 
-static dms_status named(const char *chat_template)
+static dms_status unknown(const char *chat_template, const char *why)
 {
     char start[81];
     size_t n = strlen(chat_template);
@@ -67,17 +68,104 @@ static dms_status named(const char *chat_template)
         start[i] = isprint((unsigned char)chat_template[i]) ? chat_template[i] : ' ';
     start[n] = 0;
     return dms_fail(DMS_ERR_FORMAT,
-                    "the model's chat template is of no known format (ChatML, Llama 3); it begins "
-                    "\"%s\"; use -p with the prompt as the model expects it",
-                    start);
+                    "the model's chat template is of no known format (ChatML, Llama 3): %s; it "
+                    "begins \"%s\"; use -p with the prompt as the model expects it",
+                    why, start);
 }
 
-static void find_system(dms_chat *c, const char *chat_template)
+/* What follows a header and its n newlines, each a newline or its escape in a string; or NULL. */
+static const char *after_header(const char *at, const char *header, int newlines)
 {
+    at += strlen(header);
+    for (int i = 0; i < newlines; i++) {
+        if (*at != '\n' && strncmp(at, "\\n", 2) != 0)
+            return NULL;
+        at += *at == '\n' ? 1 : 2;
+    }
+    return at;
+}
+
+static bool is_quote(char c)
+{
+    return c == '\'' || c == '"';
+}
+
+/* True where the string that opens an answer is its header and nothing else. */
+static bool opens_answers(const char *chat_template, const char *header, int newlines)
+{
+    for (const char *at = chat_template; (at = strstr(at, header)); at++) {
+        const char *rest = after_header(at, header, newlines);
+        if (rest && is_quote(*rest))
+            return true;
+    }
+    return false;
+}
+
+/* The system message that the template writes out, or else names; false for an unknown one. */
+static bool find_system(dms_chat *c, const char *chat_template)
+{
+    static const char header[] = "<|im_start|>system";
     const int n = (int)(sizeof(default_systems) / sizeof(*default_systems));
+    for (const char *at = chat_template; (at = strstr(at, header)); at++) {
+        const char *text = after_header(at, header, 1);
+        if (!text || is_quote(*text))
+            continue;
+        for (int i = 0; i < n && !c->system; i++) {
+            const size_t length = strlen(default_systems[i]);
+            if (!strncmp(text, default_systems[i], length) &&
+                !strncmp(text + length, "<|im_end|>", strlen("<|im_end|>")))
+                c->system = default_systems[i];
+        }
+        return c->system != NULL;
+    }
     for (int i = 0; i < n && !c->system; i++)
         if (strstr(chat_template, default_systems[i]))
             c->system = default_systems[i];
+    return true;
+}
+
+static dms_status read_chatml(dms_chat *c, const char *chat_template)
+{
+    c->format = DMS_CHAT_CHATML;
+    c->open = dms_tokenizer_find(c->tokenizer, "<|im_start|>");
+    c->end = dms_tokenizer_find(c->tokenizer, "<|im_end|>");
+    if (!opens_answers(chat_template, "<|im_start|>assistant", 1))
+        return unknown(chat_template, "ChatML, but answers do not open with their header alone");
+    if (strstr(chat_template, "strftime_now"))
+        return unknown(chat_template, "ChatML, but with dates");
+    if (!find_system(c, chat_template))
+        return unknown(chat_template, "ChatML, but with a system message of its own");
+    return DMS_OK;
+}
+
+/* In English, whatever the locale. */
+static dms_status write_today(dms_chat *c)
+{
+    static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                     "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    const time_t now = time(NULL);
+    struct tm day;
+    if (!localtime_r(&now, &day))
+        return dms_fail(DMS_ERR_ARG, "the clock says no date that a chat could begin with");
+    snprintf(c->date, sizeof(c->date), "%02d %s %d", day.tm_mday, months[day.tm_mon],
+             day.tm_year + 1900);
+    return DMS_OK;
+}
+
+static dms_status read_llama3(dms_chat *c, const char *chat_template)
+{
+    c->format = DMS_CHAT_LLAMA3;
+    c->begin = dms_tokenizer_find(c->tokenizer, "<|begin_of_text|>");
+    c->open = dms_tokenizer_find(c->tokenizer, "<|start_header_id|>");
+    c->opened = dms_tokenizer_find(c->tokenizer, "<|end_header_id|>");
+    c->end = dms_tokenizer_find(c->tokenizer, "<|eot_id|>");
+    if (!opens_answers(chat_template, "<|start_header_id|>assistant<|end_header_id|>", 2))
+        return unknown(chat_template, "Llama 3, but answers do not open with their header alone");
+    if (strstr(chat_template, CUTTING_DATE) && strstr(chat_template, "date_string"))
+        return write_today(c);
+    if (strstr(chat_template, "Knowledge Date") || strstr(chat_template, "date_string"))
+        return unknown(chat_template, "Llama 3, but with other dates");
+    return DMS_OK;
 }
 
 dms_status dms_chat_recognise(dms_chat *out, dms_tokenizer *tokenizer, const char *chat_template)
@@ -87,20 +175,12 @@ dms_status dms_chat_recognise(dms_chat *out, dms_tokenizer *tokenizer, const cha
         return dms_fail(DMS_ERR_FORMAT,
                         "the model has no chat template: it is no instruction-tuned "
                         "model, or its files lack it; use -p");
-    if (strstr(chat_template, "<|im_start|>")) {
-        c.format = DMS_CHAT_CHATML;
-        c.open = dms_tokenizer_find(tokenizer, "<|im_start|>");
-        c.end = dms_tokenizer_find(tokenizer, "<|im_end|>");
-        find_system(&c, chat_template);
-    } else if (strstr(chat_template, "<|start_header_id|>")) {
-        c.format = DMS_CHAT_LLAMA3;
-        c.begin = dms_tokenizer_find(tokenizer, "<|begin_of_text|>");
-        c.open = dms_tokenizer_find(tokenizer, "<|start_header_id|>");
-        c.opened = dms_tokenizer_find(tokenizer, "<|end_header_id|>");
-        c.end = dms_tokenizer_find(tokenizer, "<|eot_id|>");
-        c.dated = strstr(chat_template, "Cutting Knowledge Date") != NULL;
-    } else
-        return named(chat_template);
+    if (strstr(chat_template, "<|im_start|>"))
+        DMS_TRY(read_chatml(&c, chat_template));
+    else if (strstr(chat_template, "<|start_header_id|>"))
+        DMS_TRY(read_llama3(&c, chat_template));
+    else
+        return unknown(chat_template, "it has the headers of neither");
     if (c.open < 0 || c.end < 0 || (c.format == DMS_CHAT_LLAMA3 && (c.begin < 0 || c.opened < 0)))
         return dms_fail(DMS_ERR_FORMAT, "the chat template uses tokens that the tokenizer lacks");
     *out = c;
@@ -132,6 +212,8 @@ static const char *role(const dms_chat *c, const char *chatml, const char *llama
 /* Llama 3.1 and later open every conversation with a system turn that begins with dates. */
 static dms_status dated_system(const dms_chat *c, dms_tokens *out, const char *system)
 {
+    char dates[sizeof("\n\n" CUTTING_DATE "\nToday Date: \n\n") + sizeof(c->date)];
+    snprintf(dates, sizeof(dates), "\n\n" CUTTING_DATE "\nToday Date: %s\n\n", c->date);
     DMS_TRY(put(out, c->open));
     DMS_TRY(say(c, out, "system", ""));
     DMS_TRY(put(out, c->opened));
@@ -144,7 +226,7 @@ dms_status dms_chat_begin(const dms_chat *chat, dms_tokens *out, const char *sys
     DMS_TRY(put(out, chat->begin));
     if (!system)
         system = chat->system;
-    if (chat->dated)
+    if (chat->date[0])
         return dated_system(chat, out, system);
     if (!system)
         return DMS_OK;

@@ -392,7 +392,7 @@ static void print_row(const app *a, const dms_policy *p, const dms_score_report 
         printf("%8.4f %8.4f %8.4f %8.4f %8.4f %8.4f\n", r->kl_median, r->kl_p90, r->kl_p99,
                r->kl_p999, r->kl_max, r->kl_reverse);
     else
-        printf("%9.3f %9.1f %9.4f\n", exp(r->nll), exp(total / a->predicted_words),
+        printf("%9.3f %9.4g %9.4f\n", exp(r->nll), exp(total / a->predicted_words),
                exp(total / a->predicted_bytes));
 }
 

@@ -21,18 +21,6 @@ dms_status dms_compute_from_name(dms_compute *out, const char *name)
     return dms_fail(DMS_ERR_ARG, "dtype is \"%s\", expected auto, f32 or bf16", name);
 }
 
-dms_status dms_device_from_name(dms_device **out, const char *name, int threads)
-{
-    if (!strcmp(name, "cpu"))
-        return dms_device_open(out, DMS_CPU, threads);
-    if (!strcmp(name, "cuda"))
-        return dms_device_open(out, DMS_CUDA, threads);
-    if (strcmp(name, "auto") != 0)
-        return dms_fail(DMS_ERR_ARG, "device is \"%s\", expected auto, cpu or cuda", name);
-    const dms_status status = dms_device_open(out, DMS_CUDA, threads);
-    return status == DMS_ERR_NODEVICE ? dms_device_open(out, DMS_CPU, threads) : status;
-}
-
 /* The gate of the config's keys, if the file does not contradict it. */
 static dms_status read_gate(dms_gate *out, const dms_source *source,
                             const dms_model_file_options *options)
@@ -55,30 +43,6 @@ static dms_status read_gate(dms_gate *out, const dms_source *source,
     return DMS_OK;
 }
 
-/* Everything the network needs is there in the right shape: before memory of the size that the
- * config claims is asked for. */
-static dms_status check_tensors(const dms_model *model, const dms_source *source, const char *path)
-{
-    for (int i = 0; i < model->n_weights; i++) {
-        const dms_weight *w = &model->weights[i];
-        const dms_tensor *t = &w->var->value;
-        const dms_tensor_info *info = dms_source_find(source, w->name);
-        const char *of_gate = w->role == DMS_ROLE_GATE ? " (of the gate its config names)" : "";
-        if (!info)
-            return dms_fail(DMS_ERR_FORMAT, "%s has no tensor %s%s", path, w->name, of_gate);
-        bool same = info->rank == t->rank;
-        for (int k = 0; same && k < t->rank; k++)
-            same = info->shape[k] == t->shape[k];
-        if (!same)
-            return dms_fail(DMS_ERR_FORMAT,
-                            "%s: tensor %s has %d dimensions [%" PRId64 ", %" PRId64
-                            "], expected %d [%" PRId64 ", %" PRId64 "] from the config",
-                            path, w->name, info->rank, info->shape[0], info->shape[1], t->rank,
-                            t->shape[0], t->rank > 1 ? t->shape[1] : 1);
-    }
-    return DMS_OK;
-}
-
 static dms_status open_model(dms_model_file *f, const dms_source *source,
                              const dms_model_file_options *options)
 {
@@ -93,9 +57,9 @@ static dms_status open_model(dms_model_file *f, const dms_source *source,
         o.positions =
             o.config.max_positions < DEFAULT_POSITIONS ? o.config.max_positions : DEFAULT_POSITIONS;
     DMS_TRY(dms_model_open(&f->model, &o));
-    DMS_TRY(check_tensors(f->model, source, options->path));
-    DMS_TRY(dms_model_allocate(f->model));
     const dms_reader reader = dms_source_reader(source);
+    DMS_TRY(dms_model_check(f->model, &reader, false));
+    DMS_TRY(dms_model_allocate(f->model));
     return dms_model_read(f->model, &reader, &(dms_read_options){0});
 }
 

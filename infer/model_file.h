@@ -11,10 +11,6 @@ typedef enum { DMS_COMPUTE_AUTO, DMS_COMPUTE_F32, DMS_COMPUTE_BF16 } dms_compute
 /* "auto", "f32", "bf16"; DMS_ERR_ARG for any other name. */
 dms_status dms_compute_from_name(dms_compute *out, const char *name);
 
-/* Opens the device a user named: "cpu", "cuda", or "auto", which is cuda where there is one.
- * threads: 0 for one a core. The caller closes it. */
-dms_status dms_device_from_name(dms_device **out, const char *name, int threads);
-
 typedef struct {
     const char *path; /* Hugging Face folder, GGUF file or one of our checkpoints */
     dms_device *device;

@@ -102,16 +102,22 @@ static dms_status open_tape(dms_session *s)
     return dms_tape_open(&s->tape, &o);
 }
 
+static dms_status place_buffers(dms_session *s, dms_arena *arena)
+{
+    DMS_TRY(dms_arena_place(arena, &s->inputs));
+    return dms_arena_place(arena, &s->logits);
+}
+
 static dms_status open_buffers(dms_session *s)
 {
     dms_device *dev = s->options.model->device;
+    dms_arena measure = dms_arena_measure(dev);
     const int64_t vocab = s->options.model->config.vocab, n = s->options.max_sequences;
     s->inputs = (dms_tensor){.device = dev, .dtype = DMS_I32, .rank = 2, .shape = {3, s->rows}};
     s->logits = (dms_tensor){.device = dev, .dtype = DMS_F32, .rank = 2, .shape = {n, vocab}};
-    DMS_TRY(dms_arena_open(&s->memory, dev,
-                           dms_tensor_bytes(&s->inputs) + dms_tensor_bytes(&s->logits) + 256));
-    DMS_TRY(dms_arena_place(&s->memory, &s->inputs));
-    DMS_TRY(dms_arena_place(&s->memory, &s->logits));
+    DMS_TRY(place_buffers(s, &measure));
+    DMS_TRY(dms_arena_open(&s->memory, dev, measure.peak));
+    DMS_TRY(place_buffers(s, &s->memory));
     s->staged = malloc((size_t)(3 * s->rows) * sizeof(*s->staged));
     if (!s->staged)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a session of %" PRId64 " sequences", n);

@@ -1,23 +1,9 @@
 #include "infer/stream.h"
 
-#include <stdio.h>
 #include <string.h>
 
-#include "data/corpus.h"
+#include "data/encode.h"
 #include "data/shard.h"
-
-enum { PIECE = 1 << 16 };
-
-static bool is_shard(const char *path)
-{
-    char magic[8] = {0};
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return false;
-    const size_t n = fread(magic, 1, sizeof(magic), f);
-    fclose(f);
-    return n == sizeof(magic) && !memcmp(magic, "DMSTOKS1", sizeof(magic));
-}
 
 static bool is_full(const dms_tokens *out, const dms_stream_options *o)
 {
@@ -43,41 +29,37 @@ done:
     return status;
 }
 
-/* Takes the pending text's ids up to the last safe place to cut, or all at a document's end. */
-static dms_status take(dms_tokens *out, dms_text *pending, bool all, const dms_stream_options *o)
+typedef struct {
+    dms_tokens *out;
+    const dms_stream_options *options;
+} destination;
+
+static dms_status append(void *context, const int32_t *ids, int64_t n, bool *stop)
 {
-    const size_t cut =
-        all ? pending->n : dms_tokenizer_cut(o->tokenizer, pending->bytes, pending->n);
-    if (!cut)
-        return DMS_OK;
-    DMS_TRY(dms_tokenizer_encode(o->tokenizer, out, pending->bytes, cut, true));
-    memmove(pending->bytes, pending->bytes + cut, pending->n - cut);
-    pending->n -= cut;
+    destination *d = context;
+    DMS_TRY(dms_tokens_reserve(d->out, n));
+    if (n > 0)
+        memcpy(d->out->ids + d->out->n, ids, (size_t)n * sizeof(*ids));
+    d->out->n += n;
+    *stop = is_full(d->out, d->options);
     return DMS_OK;
 }
 
-static dms_status read_document(dms_tokens *out, dms_corpus *corpus, dms_text *pending,
-                                const dms_stream_options *o)
+static dms_status read_document(destination *d, dms_corpus *corpus, dms_encoder *encoder)
 {
-    size_t n = 1;
-    pending->n = 0;
-    while (n && !is_full(out, o)) {
-        DMS_TRY(dms_text_reserve(pending, PIECE));
-        DMS_TRY(dms_corpus_read(corpus, pending->bytes + pending->n, PIECE, &n));
-        pending->n += n;
-        DMS_TRY(take(out, pending, n == 0, o));
-    }
-    if (o->end_of_text < 0 || is_full(out, o))
+    bool stop;
+    const dms_stream_options *o = d->options;
+    DMS_TRY(dms_encoder_run(encoder, corpus, &(dms_id_sink){append, d}));
+    if (o->end_of_text < 0 || is_full(d->out, o))
         return DMS_OK;
-    DMS_TRY(dms_tokens_reserve(out, 1));
-    out->ids[out->n++] = o->end_of_text;
-    return DMS_OK;
+    return append(d, &o->end_of_text, 1, &stop);
 }
 
 static dms_status read_text(dms_tokens *out, const char *path, const dms_stream_options *o)
 {
     dms_corpus *corpus = NULL;
-    dms_text pending = {0};
+    dms_encoder encoder = {.tokenizer = o->tokenizer, .specials = true};
+    destination d = {out, o};
     const char *name = NULL;
     dms_status status = DMS_OK;
     if (!o->tokenizer)
@@ -85,11 +67,11 @@ static dms_status read_text(dms_tokens *out, const char *path, const dms_stream_
     DMS_TRY(dms_corpus_open(&corpus, path));
     DMS_TRY_OR(done, dms_corpus_next(corpus, &name));
     while (name && !is_full(out, o)) {
-        DMS_TRY_OR(done, read_document(out, corpus, &pending, o));
+        DMS_TRY_OR(done, read_document(&d, corpus, &encoder));
         DMS_TRY_OR(done, dms_corpus_next(corpus, &name));
     }
 done:
-    dms_text_free(&pending);
+    dms_encoder_free(&encoder);
     dms_corpus_close(corpus);
     return status;
 }
@@ -100,7 +82,7 @@ dms_status dms_stream_read(dms_tokens *out, bool *foreign, const dms_stream_opti
         *foreign = false;
     for (int i = 0; i < options->n_paths && !is_full(out, options); i++) {
         const char *path = options->paths[i];
-        DMS_TRY(is_shard(path) ? read_shard(out, foreign, path, options)
+        DMS_TRY(dms_shard_recognise(path) ? read_shard(out, foreign, path, options)
                                : read_text(out, path, options));
     }
     if (is_full(out, options))

@@ -31,9 +31,11 @@ struct dms_device {
     void (*close)(dms_device *dev);
 };
 
-/* The caller owns *out and ends it with (*out)->close(*out). threads: 0 for one a core. Returns
- * DMS_ERR_NODEVICE, not a crash, where the machine lacks the device. */
+/* The caller owns *out and ends it with (*out)->close(*out). threads: 0 for one a core, at most
+ * 1024 (DMS_ERR_ARG). Returns DMS_ERR_NODEVICE, not a crash, where the machine lacks the device. */
 dms_status dms_device_open(dms_device **out, dms_device_kind kind, int threads);
+/* The device a user named: "cpu", "cuda", or "auto", which is cuda where there is one. */
+dms_status dms_device_from_name(dms_device **out, const char *name, int threads);
 
 dms_status dms_cpu_open(dms_device **out, int threads);
 dms_status dms_cuda_open(dms_device **out, int threads);

@@ -500,8 +500,3 @@ dms_status dms_paged_pack(const dms_paged *cache, int keep)
         return dms_fail(DMS_ERR_ARG, "%d pages are to be kept, %d exist", keep, cache->pages);
     return RUN(cache->device, paged_pack, cache, keep);
 }
-
-dms_status dms_device_open(dms_device **out, dms_device_kind kind, int threads)
-{
-    return kind == DMS_CUDA ? dms_cuda_open(out, threads) : dms_cpu_open(out, threads);
-}

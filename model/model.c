@@ -199,7 +199,7 @@ static void describe(char out[96], int rank, const int64_t *shape)
     snprintf(out + n, (size_t)(96 - n), "]");
 }
 
-static dms_status check_shape(const dms_weight *w, int rank, const int64_t *shape)
+dms_status dms_weight_check_shape(const dms_weight *w, int rank, const int64_t *shape)
 {
     const dms_tensor *t = &w->var->value;
     char found[96], expected[96];
@@ -223,6 +223,36 @@ void dms_gate_start(float *host, const dms_weight *w)
         host[i] = start;
 }
 
+static dms_status refuse_missing(const dms_weight *w)
+{
+    return dms_fail(DMS_ERR_FORMAT, "the file has no tensor %s, which its config asks for",
+                    w->name);
+}
+
+dms_status dms_model_check(const dms_model *model, const dms_reader *reader, bool gate_may_start)
+{
+    for (int i = 0; i < model->n_weights; i++) {
+        const dms_weight *w = &model->weights[i];
+        int rank = 0;
+        int64_t shape[DMS_MAX_RANK] = {0};
+        if (reader->find(reader->context, w->name, &rank, shape))
+            DMS_TRY(dms_weight_check_shape(w, rank, shape));
+        else if (w->role != DMS_ROLE_GATE || !gate_may_start)
+            return refuse_missing(w);
+    }
+    return DMS_OK;
+}
+
+void dms_model_share(dms_model *model, const dms_model *other)
+{
+    for (int i = 0; i < model->n_weights; i++) {
+        dms_weight *w = &model->weights[i];
+        for (int j = 0; j < other->n_weights && !w->var->value.data; j++)
+            if (!strcmp(w->name, other->weights[j].name))
+                w->var->value = other->weights[j].var->value;
+    }
+}
+
 static dms_status read_one(const dms_weight *w, const dms_reader *reader, bool gate_may_start,
                            void *host)
 {
@@ -230,13 +260,12 @@ static dms_status read_one(const dms_weight *w, const dms_reader *reader, bool g
     int64_t shape[DMS_MAX_RANK] = {0};
     dms_tensor *t = &w->var->value;
     if (reader->find(reader->context, w->name, &rank, shape)) {
-        DMS_TRY(check_shape(w, rank, shape));
+        DMS_TRY(dms_weight_check_shape(w, rank, shape));
         DMS_TRY(reader->read(reader->context, w->name, host, t->dtype));
     } else if (w->role == DMS_ROLE_GATE && gate_may_start) {
         dms_gate_start(host, w);
     } else {
-        return dms_fail(DMS_ERR_FORMAT, "the file has no tensor %s, which its config asks for",
-                        w->name);
+        return refuse_missing(w);
     }
     return t->device->upload(t->device, t->data, host, dms_tensor_bytes(t));
 }

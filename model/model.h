@@ -88,6 +88,17 @@ typedef struct {
 dms_status dms_model_open(dms_model **out, const dms_model_options *options);
 void dms_model_close(dms_model *model);
 
+/* Whether the file has every weight of the table in the right shape (but gate tensors, if
+ * `gate_may_start`): to be asked before memory of the size that a config claims is. DMS_ERR_FORMAT
+ * names the tensor, what was found and what was expected. */
+dms_status dms_model_check(const dms_model *model, const dms_reader *reader, bool gate_may_start);
+/* The same for one weight that the file has. */
+dms_status dms_weight_check_shape(const dms_weight *w, int rank, const int64_t *shape);
+
+/* Weights of `model` that have no memory yet become views of those of the same name in `other`,
+ * which must outlive it. */
+void dms_model_share(dms_model *model, const dms_model *other);
+
 /* Gives memory to every weight that has none, and to the rope table; such weights are marked
  * frozen. */
 dms_status dms_model_allocate(dms_model *model);

@@ -9,7 +9,10 @@
 static inline const char *fixture(char *out, const char *relative)
 {
     const char *root = getenv("DMS_FIXTURES");
-    snprintf(out, 1024, "%s/%s", root ? root : DMS_SOURCE_DIR "/tests/fixtures", relative);
+    const int n =
+        snprintf(out, 1024, "%s/%s", root ? root : DMS_SOURCE_DIR "/tests/fixtures", relative);
+    if (n < 0 || n >= 1024)
+        abort(); /* a path that was cut short would name another file */
     return out;
 }
 

@@ -116,6 +116,19 @@ Test(corpus, reads_a_gzip_file_that_is_longer_than_its_buffers)
     dms_text_free(&got);
 }
 
+/* What reading the first document gives, before the corpus moves on. */
+static dms_status read_first(const char *path, dms_text *out)
+{
+    dms_corpus *c;
+    const char *name;
+    out->n = 0;
+    must(dms_corpus_open(&c, path));
+    must(dms_corpus_next(c, &name));
+    const dms_status status = read_document(c, out, 512);
+    dms_corpus_close(c);
+    return status;
+}
+
 Test(corpus, reports_a_gzip_file_cut_short_or_damaged)
 {
     char path[256], text[5000], packed[8000];
@@ -130,12 +143,12 @@ Test(corpus, reports_a_gzip_file_cut_short_or_damaged)
     fclose(file);
     for (size_t kept = 20; kept < n; kept += 97) {
         put_plain("cut.gz", packed, kept);
-        cr_expect_eq(read_all(in_folder(path, "cut.gz"), &got, 512), DMS_ERR_FORMAT, "%zu", kept);
+        cr_expect_eq(read_first(in_folder(path, "cut.gz"), &got), DMS_ERR_FORMAT, "%zu", kept);
         cr_expect(strstr(dms_error_text(), "cut.gz") && strstr(dms_error_text(), "truncated"));
     }
     packed[n - 6] ^= 1; /* in the CRC */
     put_plain("bad.gz", packed, n);
-    cr_expect_eq(read_all(in_folder(path, "bad.gz"), &got, 512), DMS_ERR_FORMAT);
+    cr_expect_eq(read_first(in_folder(path, "bad.gz"), &got), DMS_ERR_FORMAT);
     cr_expect(strstr(dms_error_text(), "corrupt"), "%s", dms_error_text());
     dms_text_free(&got);
 }

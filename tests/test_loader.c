@@ -1,8 +1,8 @@
 /* Token shards and the loader: what is written is read, any batch at once, each context once. */
 #include <ftw.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -277,19 +277,22 @@ Test(loader, reads_the_stream_in_order_across_shards_with_the_tokens_that_follow
     dms_loader_close(l);
 }
 
-Test(loader, has_no_next_token_where_the_stream_ends)
+/* Ten tokens are two contexts; with an eleventh the last one has a next token after all. */
+Test(loader, has_no_next_token_only_where_the_stream_ends)
 {
-    int32_t ids[10], next[10];
-    const char *path = in_folder("x.tok");
-    dms_loader *l;
-    put_shard(path, 0, 10, VOCAB);
-    must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 5, 2, 0, false, false}));
-    must(dms_loader_read(l, 0, 0, 2, ids, next));
-    for (int i = 0; i < 10; i++)
-        cr_expect_eq(next[i], i < 9 ? token(i + 1, VOCAB) : -1);
-    must(dms_loader_read(l, 0, 1, 1, ids, NULL));
-    cr_expect_eq(ids[0], token(5, VOCAB));
-    dms_loader_close(l);
+    for (int n = 10; n <= 11; n++) {
+        int32_t ids[10], next[10];
+        const char *path = in_folder("x.tok");
+        dms_loader *l;
+        put_shard(path, 0, n, VOCAB);
+        must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 5, 2, 0, false, false}));
+        must(dms_loader_read(l, 0, 0, 2, ids, next));
+        for (int i = 0; i < 10; i++)
+            cr_expect_eq(next[i], i + 1 < n ? token(i + 1, VOCAB) : -1);
+        must(dms_loader_read(l, 0, 1, 1, ids, NULL));
+        cr_expect_eq(ids[0], token(5, VOCAB));
+        dms_loader_close(l);
+    }
 }
 
 /* Index in the stream of a context by its first token, which is unique in it. */

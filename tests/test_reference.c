@@ -145,7 +145,7 @@ static void open_tape(lab *l)
 
 static lab lab_open(const tiny_case *c)
 {
-    lab l = {.rig = rig_open(DMS_CPU)};
+    lab l = {.rig = rig_open_threads(DMS_CPU, 1)}; /* too small to share */
     char path[1024], name[256];
     snprintf(name, sizeof(name), "tiny/%s", c->family);
     must(dms_source_open(&l.base, fixture(path, name)));
@@ -549,7 +549,7 @@ ParameterizedTest(tiny_case *c, reference, gradients_are_slopes_of_the_whole_mod
     float slope[128];
     for (int i = 0; i < l.model->n_weights; i++)
         at[i] = steepest(l.model->weights[i].var, &slope[i]);
-    for (int i = 0; i < l.model->n_weights; i += 3) {
+    for (int i = 0; i < l.model->n_weights; i++) {
         const dms_weight *w = &l.model->weights[i];
         if (w->role == DMS_ROLE_EMBEDDING)
             continue;

@@ -6,6 +6,7 @@
 #include "checkpoints/source_reader.h"
 #include "infer/session.h"
 #include "model/dms.h"
+#include "tests/allocations.h"
 #include "tests/fixtures.h"
 #include "tests/rig.h"
 
@@ -309,4 +310,60 @@ Test(session, refuses_what_does_not_fit_and_stays_usable)
                    "the model was opened for");
     free(logits);
     tiny_close(&t);
+}
+
+#ifndef __SANITIZE_ADDRESS__
+/* One decode step of two sequences; the step's allocations, and the slabs that it added. */
+static long counted_step(dms_session *s, const tiny *t, float *logits, int64_t at, int64_t *slabs)
+{
+    const int32_t units[2] = {0, 1}, ids[2] = {t->ids[at], t->ids[t->tokens + at]};
+    dms_cache_stats before, after;
+    must(dms_cache_measure(&before, dms_session_cache(s)));
+    atomic_store(&allocations, 0);
+    atomic_store(&counting, true);
+    const dms_status status = dms_session_decode(s, logits, units, ids, 2);
+    atomic_store(&counting, false);
+    must(status);
+    must(dms_cache_measure(&after, dms_session_cache(s)));
+    *slabs = after.slabs - before.slabs;
+    return atomic_load(&allocations);
+}
+#endif
+
+/* Slabs of one page each, so that every new page is seen. The first step may set up threads. */
+static void expect_only_pages(bool dense, dms_dtype kv)
+{
+#ifdef __SANITIZE_ADDRESS__
+    (void)dense;
+    (void)kv;
+    cr_skip_test("malloc belongs to AddressSanitizer in this build");
+#else
+    tiny t = tiny_open("llama", DMS_GATE_NEURON);
+    dms_session *s = session_of(&t, 2, kv, dense);
+    float *logits = malloc((size_t)(2 * t.vocab) * sizeof(float));
+    int sequence, steady = 0, grown = 0;
+    int64_t slabs;
+    for (int i = 0; i < 2; i++) {
+        must(dms_cache_admit(dms_session_cache(s), &sequence));
+        must(dms_session_prefill(s, NULL, sequence, t.ids + i * t.tokens, 2, 0));
+    }
+    counted_step(s, &t, logits, 2, &slabs);
+    for (int64_t at = 3; at < t.tokens; at++) {
+        const long n = counted_step(s, &t, logits, at, &slabs);
+        cr_assert(slabs ? n > 0 : n == 0, "step %d allocated %ld times for %d new pages", (int)at,
+                  n, (int)slabs);
+        steady += !slabs;
+        grown += slabs > 0;
+    }
+    cr_assert(steady >= 10 && grown >= 1, "%d steps within pages, %d into new ones", steady, grown);
+    free(logits);
+    dms_session_close(s);
+    tiny_close(&t);
+#endif
+}
+
+Test(session, allocates_nothing_in_a_decode_step_but_pages)
+{
+    expect_only_pages(false, DMS_F32);
+    expect_only_pages(true, DMS_BF16);
 }

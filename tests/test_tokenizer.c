@@ -2,7 +2,10 @@
 #include <ctype.h>
 #include <jansson.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "checkpoints/source.h"
+#include "data/pretokenizer.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 #include "tests/fixtures.h"
@@ -84,20 +87,46 @@ static void check_case(dms_tokenizer *t, const char *style, const char *line, si
     json_decref(c);
 }
 
+/* All cases of one file below the fixtures. */
+static void check_cases(dms_tokenizer *t, const char *style, const char *relative)
+{
+    char path[1024];
+    size_t n, n_cases = 0;
+    char *cases = slurp(fixture(path, relative), &n);
+    for (char *line = cases, *end; (end = strchr(line, '\n')); line = end + 1, n_cases++)
+        check_case(t, style, line, (size_t)(end - line));
+    cr_expect(n_cases >= 100, "%s: only %zu cases", style, n_cases);
+    free(cases);
+}
+
 Test(tokenizer, gives_every_id_and_text_of_the_reference)
 {
     for (size_t i = 0; i < COUNT(styles); i++) {
-        char relative[64], path[1024];
-        size_t n, n_cases = 0;
+        char relative[64];
         snprintf(relative, sizeof(relative), "tokenizers/%s/cases.jsonl", styles[i]);
-        char *cases = slurp(fixture(path, relative), &n);
         dms_tokenizer *t = open_style(styles[i]);
-        for (char *line = cases, *end; (end = strchr(line, '\n')); line = end + 1, n_cases++)
-            check_case(t, styles[i], line, (size_t)(end - line));
-        cr_expect(n_cases >= 100, "%s: only %zu cases", styles[i], n_cases);
+        check_cases(t, styles[i], relative);
         dms_tokenizer_close(t);
-        free(cases);
     }
+}
+
+/* The real tokenizer, through the tokenizer.json that a source makes of a GGUF file's metadata. */
+Test(tokenizer, of_a_real_model_file_gives_every_id_and_text_of_the_reference)
+{
+    const char *model = getenv("DMS_MODEL");
+    size_t n = 0;
+    dms_source *source = NULL;
+    dms_tokenizer *t = NULL;
+    if (!model)
+        model = DMS_SOURCE_DIR "/cache/SmolLM2-135M-Instruct.Q4_1.gguf";
+    if (access(model, R_OK) != 0)
+        cr_skip_test("%s is not there; scripts/quickstart.sh fetches it, or set DMS_MODEL", model);
+    must(dms_source_open(&source, model));
+    const char *json = dms_source_tokenizer(source, &n);
+    must(dms_tokenizer_open(&t, json, n, model));
+    check_cases(t, "smollm2-135m", "smollm2-135m/tokenizer.jsonl");
+    dms_tokenizer_close(t);
+    dms_source_close(source);
 }
 
 /* A vocabulary of all bytes' characters but those in `without`, then "ab", "abc", "bc". */
@@ -179,6 +208,51 @@ Test(tokenizer, merges_by_rank_and_not_by_length)
     must(open_small(&t, "{\"model\":{\"merges\":[],\"ignore_merges\":true}}", ""));
     expect_tokens(t, "abc abcd", true, "abc|\u0120|a|b|c|d|");
     dms_tokenizer_close(t);
+}
+
+static dms_status add_piece(void *user, const char *text, size_t n)
+{
+    DMS_TRY(dms_text_append(user, text, n));
+    return dms_text_append(user, "|", 1);
+}
+
+static void expect_pieces(const char *json, const char *text, const char *want)
+{
+    json_t *root = json_loads(json, 0, NULL);
+    dms_pretokenizer *p;
+    dms_text got = {0};
+    must(dms_pretokenizer_open(&p, root, "split.json"));
+    must(dms_pretokenizer_run(p, &(dms_piece_sink){add_piece, &got}, text, strlen(text)));
+    must(dms_text_append(&got, "", 1));
+    cr_expect_str_eq(got.bytes, want, "\"%s\" gave %s, expected %s", text, got.bytes, want);
+    dms_text_free(&got);
+    dms_pretokenizer_close(p);
+    json_decref(root);
+}
+
+#define SEQUENCE(first) \
+    "{\"type\":\"Sequence\",\"pretokenizers\":[" first ",{\"type\":\"ByteLevel\"}]}"
+#define SPLIT(regex) \
+    "{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":\"" regex "\"}}"
+
+/* Oniguruma's \s is White_Space, which U+180E left in Unicode 6.3; PCRE2's \s still has it. */
+Test(tokenizer, splits_as_the_reference_does)
+{
+    static const char gpt2[] = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}";
+    static const char no_regex[] = "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+                                   "\"use_regex\":false}";
+    expect_pieces(gpt2, "it's  a\n\nb 12!", "it|'s| | a|\n|\n|b| 12|!|");
+    expect_pieces(gpt2, "a\u1680\u1680b", "a|\u1680|\u1680|b|");
+    expect_pieces(gpt2, "a\u180e\u180e!", "a|\u180e\u180e!|");
+    expect_pieces(gpt2, "a\xC2\x85\xC2\x85!", "a|\xC2\x85|\xC2\x85|!|");
+    expect_pieces(no_regex, "it's  a", "it's  a|");
+    expect_pieces("{\"type\":\"ByteLevel\"}", "a b", " a| b|");
+    expect_pieces(SEQUENCE("{\"type\":\"Digits\",\"individual_digits\":true}"), "a12\u00bd",
+                  " a| 1| 2| \u00bd|");
+    expect_pieces(SEQUENCE("{\"type\":\"Digits\"}"), "a12b", " a| 12| b|");
+    expect_pieces(SEQUENCE(SPLIT("b+")), "abba", " a| bb| a|");
+    expect_pieces(SEQUENCE(SPLIT("(?=b)")), "abba", " a| b| ba|");
+    expect_pieces(SEQUENCE(SPLIT("[\\\\s,]")), "a,\u2003b", " a| ,| \u2003| b|");
 }
 
 Test(tokenizer, drops_bytes_without_a_token_unless_one_stands_for_the_unknown)
@@ -350,8 +424,8 @@ static void encode_in_parts(dms_tokenizer *t, dms_tokens *out, const dms_text *t
 
 Test(tokenizer, may_be_given_a_text_in_the_parts_it_cuts)
 {
-    static const char *const words[] = {"the ",  "a ",      "it's ", "x1 ", "I \n",
-                                        "\n\n ", "\u00e9 ", "cut",   ", ",  "<|endoftext|>"};
+    static const char *const words[] = {"the ",    "a ",  "it's ", "x1 ", "I \n",         "\n\n ",
+                                        "\u00e9 ", "cut", "  ",    ", ",  "<|endoftext|>"};
     uint32_t state = 11;
     for (size_t i = 0; i < COUNT(styles); i++) {
         dms_tokenizer *t = open_style(styles[i]);

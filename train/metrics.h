@@ -7,9 +7,11 @@
 typedef struct dms_metrics dms_metrics;
 
 /* Opens FOLDER/metrics.jsonl to append; lines of steps from `step` on (written before the run was
- * cut off, about to be run again) are dropped first. DMS_ERR_IO. */
+ * cut off, about to be run again) are dropped first, as are lines that are cut off. DMS_ERR_IO. */
 dms_status dms_metrics_open(dms_metrics **out, const char *folder, int64_t step);
 void dms_metrics_close(dms_metrics *m);
+/* Whether the log, when it was opened, had an evaluation of `step`. */
+bool dms_metrics_evaluated(const dms_metrics *m, int64_t step);
 /* One line each, flushed: a killed run loses none that was written. DMS_ERR_IO: disk full. */
 dms_status dms_metrics_step(dms_metrics *m, const dms_step_report *report, double lr);
 dms_status dms_metrics_eval(dms_metrics *m, int64_t step, const dms_eval_report *report);

@@ -141,8 +141,10 @@ static dms_status read_master(float *host, const struct dms_trained *t, const dm
     float *dst = host + t->offset;
     if (dms_optimizer_holds_rows(t, student))
         return read_rows(dst, t->weight, student, reader);
-    if (reader->find(reader->context, t->weight->name, &rank, shape))
+    if (reader->find(reader->context, t->weight->name, &rank, shape)) {
+        DMS_TRY(dms_weight_check_shape(t->weight, rank, shape));
         return reader->read(reader->context, t->weight->name, dst, DMS_F32);
+    }
     dms_gate_start(dst, t->weight);
     return DMS_OK;
 }

@@ -52,6 +52,9 @@ dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
         char item[DMS_PATH_SIZE];
         const char *comma = strchr(value, ',');
         const size_t length = comma ? (size_t)(comma - value) : strlen(value);
+        if (!length || length >= sizeof(item))
+            return dms_fail(DMS_ERR_ARG, "%s.%s has a path of %zu characters, expected 1 to %zu",
+                            section, key, length, sizeof(item) - 1);
         snprintf(item, sizeof(item), "%.*s", (int)length, value);
         DMS_TRY(dms_recipe_assign(recipe, k, item, append));
         value = comma ? comma + 1 : NULL;

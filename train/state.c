@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "checkpoints/checkpoint.h"
+#include "checkpoints/files.h"
 #include "kernels/bf16.h"
 
 static dms_status path_in(char out[DMS_PATH_SIZE], const char *folder, const char *name)
@@ -27,7 +28,8 @@ static dms_status put_config(dms_checkpoint_writer *w, const dms_state *s)
     json_t *keys = json_deep_copy(dms_source_config(s->teacher));
     if (!keys)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's config");
-    DMS_TRY_OR(done, dms_gate_write(keys, &s->student->gate, s->cr));
+    if (s->dropped || s->student->gate.kind == DMS_GATE_ADAPTER)
+        DMS_TRY_OR(done, dms_gate_write(keys, &s->student->gate, s->cr));
     text = json_dumps(keys, JSON_INDENT(2) | JSON_REAL_PRECISION(15));
     if (!text)
         DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's config"));
@@ -72,6 +74,7 @@ static dms_status put_texts(dms_checkpoint_writer *w, const dms_state *s, int64_
     DMS_TRY(dms_checkpoint_put_text(w, "teacher_hash", s->teacher_hash, strlen(s->teacher_hash)));
     DMS_TRY(put_recipe(w, s->recipe));
     DMS_TRY(dms_checkpoint_put_int(w, "shift", 1));
+    DMS_TRY(dms_checkpoint_put_int(w, "dropped", s->dropped));
     return dms_checkpoint_put_int(w, "step", step);
 }
 
@@ -203,8 +206,14 @@ static dms_status point_latest(const char *folder, const char *target)
     if (symlink(target, temporary) || rename(temporary, link))
         return dms_fail(DMS_ERR_IO, "%s cannot be made to point to %s: %s", link, target,
                         strerror(errno));
-    return DMS_OK;
+    return dms_folder_sync(folder);
 }
+
+/* Which files stay whatever their age. */
+typedef struct {
+    dms_kept_fn *is_kept; /* or NULL */
+    const void *context;
+} kept_rule;
 
 static int newest_first(const void *a, const void *b)
 {
@@ -230,14 +239,33 @@ static int list_steps(int64_t *steps, int room, const char *folder)
     return n;
 }
 
-static void prune(const char *folder, int64_t keep, dms_kept_fn *is_kept, const void *context)
+/* Removes what killed runs left half-written: `path` is about to be written, others never will. */
+static void remove_unfinished(const char *folder)
+{
+    char path[DMS_PATH_SIZE + 300];
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return;
+    for (const struct dirent *entry; (entry = readdir(dir));) {
+        const size_t n = strlen(entry->d_name);
+        if (n < 7 || strcmp(entry->d_name + n - 7, ".h5.tmp") != 0)
+            continue;
+        snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
+        unlink(path);
+    }
+    closedir(dir);
+}
+
+/* Removes all files up to `newest` but the last `keep` and those that are kept for good. */
+static void prune(const char *folder, int64_t newest, int64_t keep, const kept_rule *rule)
 {
     enum { ROOM = 4096 };
     static int64_t steps[ROOM];
     char path[DMS_PATH_SIZE + 32];
     const int n = list_steps(steps, ROOM, folder);
-    for (int i = 0; i < n; i++) {
-        if (i < keep || (is_kept && is_kept(context, steps[i])))
+    for (int i = 0, passed = 0; i < n; i++) {
+        if (steps[i] > newest || passed++ < keep ||
+            (rule->is_kept && rule->is_kept(rule->context, steps[i])))
             continue;
         snprintf(path, sizeof(path), "%s/step-%06" PRId64 ".h5", folder, steps[i]);
         unlink(path);
@@ -251,10 +279,19 @@ dms_status dms_state_save(char path[DMS_PATH_SIZE], const dms_state *state, int6
     DMS_TRY(path_in(folder, state->recipe->run.folder, "checkpoints"));
     snprintf(name, sizeof(name), "checkpoints/step-%06" PRId64 ".h5", step);
     DMS_TRY(path_in(path, state->recipe->run.folder, name));
+    remove_unfinished(folder);
     DMS_TRY(write_file(path, state, step));
     DMS_TRY(point_latest(state->recipe->run.folder, name));
-    prune(folder, state->recipe->run.keep, is_kept, context);
+    prune(folder, step, state->recipe->run.keep, &(kept_rule){is_kept, context});
     return DMS_OK;
+}
+
+static int64_t count_masters(const dms_checkpoint *c)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < dms_checkpoint_count(c); i++)
+        n += !strcmp(dms_checkpoint_info(c, i)->group, "masters");
+    return n;
 }
 
 static dms_status check_origin(const dms_checkpoint *c, const dms_state *s, const char *path)
@@ -265,6 +302,11 @@ static dms_status check_origin(const dms_checkpoint *c, const dms_state *s, cons
                         "%s was trained from another model than %s; give the same model.path or "
                         "another run.folder",
                         path, s->recipe->model.path);
+    if (count_masters(c) != s->optimizer->n_trained)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s trains %lld tensors, this recipe %d; give the same dms.gate and "
+                        "optim.train or another run.folder",
+                        path, (long long)count_masters(c), s->optimizer->n_trained);
     for (int i = 0; i < s->optimizer->n_trained; i++)
         if (!dms_checkpoint_find(c, "masters", s->optimizer->trained[i].weight->name))
             return dms_fail(DMS_ERR_FORMAT,
@@ -289,11 +331,11 @@ static dms_status read_buffers(const dms_checkpoint *c, const dms_state *s, void
     return dms_optimizer_refresh(s->optimizer);
 }
 
-static dms_status load_from(int64_t *step, const char *path, const dms_state *s)
+static dms_status load_from(int64_t *step, const char *path, dms_state *s)
 {
     dms_status status = DMS_OK;
     dms_checkpoint *c = NULL;
-    int64_t saved = 0;
+    int64_t saved = 0, dropped = 0;
     void *staging = staging_for(s->student);
     if (!staging)
         return dms_fail(DMS_ERR_NOMEM, "no memory to read %s", path);
@@ -304,6 +346,7 @@ static dms_status load_from(int64_t *step, const char *path, const dms_state *s)
         DMS_TRY_OR(
             done, dms_fail(DMS_ERR_FORMAT, "%s has no step, expected a training checkpoint", path));
     DMS_TRY_OR(done, read_buffers(c, s, staging));
+    s->dropped = dms_checkpoint_int(c, "dropped", &dropped) && dropped;
     *step = saved;
 done:
     dms_checkpoint_close(c);
@@ -311,7 +354,7 @@ done:
     return status;
 }
 
-dms_status dms_state_load(int64_t *step, const dms_state *state)
+dms_status dms_state_load(int64_t *step, dms_state *state)
 {
     char link[DMS_PATH_SIZE];
     struct stat info;

@@ -13,21 +13,24 @@ typedef struct {
     const char *teacher_hash;
     const dms_model *student;
     dms_optimizer *optimizer;
-    double cr; /* compression ratio reached by the schedule, for the config's dms_cr */
+    double cr;    /* compression ratio reached by the schedule, for the config's dms_cr */
+    bool dropped; /* the fade is over: before that, files declare no gate */
 } dms_state;
 
 /* Writes FOLDER/checkpoints/step-NNNNNN.h5 after `step` steps: config with the dms_ keys,
  * tokenizer, chat template, resolved recipe, teacher's path and hash; /weights (all), /masters,
- * /adam_m, /adam_v (trained ones); number "step". Temporary name, fsync, rename; then `latest`
- * points to it and older ones go, but for the last `keep` and those that `is_kept` names. `path`
- * receives the file's name. On failure everything that was there is intact. */
+ * /adam_m, /adam_v (trained ones); numbers "step", "dropped", "shift". Temporary name, fsync,
+ * rename; then `latest` points to it and older ones go, but for the last `keep` up to this step and
+ * those that `is_kept` names; files of later steps (of a run that went on from an older one) stay.
+ * `path` receives the file's name. On failure everything that was there is intact. */
 typedef bool dms_kept_fn(const void *context, int64_t step);
 dms_status dms_state_save(char path[DMS_PATH_SIZE], const dms_state *state, int64_t step,
                           dms_kept_fn *is_kept, const void *context);
 
 /* Continues from FOLDER/latest: masters and moments are read, copies follow, *step is the next step
- * to run. *step = 0 and nothing changes where there is no checkpoint. DMS_ERR_FORMAT when the file
- * is corrupt, or was made with another teacher, gate or set of trained weights. */
-dms_status dms_state_load(int64_t *step, const dms_state *state);
+ * to run, state->dropped what it was. *step = 0 and nothing changes where there is no checkpoint.
+ * DMS_ERR_FORMAT when the file is corrupt, or was made with another teacher, gate or set of trained
+ * weights. */
+dms_status dms_state_load(int64_t *step, dms_state *state);
 
 #endif

@@ -34,8 +34,8 @@ static volatile sig_atomic_t stop_asked;
 static void on_signal(int number)
 {
     (void)number;
-    if (stop_asked) /* asked twice: the last checkpoint has to do */
-        _exit(INTERRUPTED);
+    if (stop_asked) /* asked twice: nothing is saved, the last checkpoint has to do */
+        _exit(FAILED);
     stop_asked = 1;
 }
 
@@ -98,8 +98,8 @@ static void on_eval(void *context, int64_t step, const dms_eval_report *r)
     end_line(p);
     if (p->json)
         printf("{\"step\": %" PRId64 ", \"eval\": {\"nll\": %.6g, \"kl_forward\": %.6g, "
-               "\"agreement\": %.4f, \"decision_cr\": %.4f, \"cache_cr\": %.4f}}\n",
-               step, r->nll, r->kl_forward, r->agreement, r->decision_cr, r->cache_cr);
+               "\"agreement\": %.4f, \"reads\": %.4f}}\n",
+               step, r->nll, r->kl_forward, r->agreement, r->read_ratio);
     else
         printf("held-out after %" PRId64 " steps, %" PRId64
                " positions: nll %.4f (teacher %.4f)  KL(teacher||student) %.4f  top-1 %.3f  "
@@ -156,8 +156,7 @@ static dms_status open_evaluation(progress *p, const dms_trainer *t)
 static dms_status evaluate(void *context, const dms_trainer *t, dms_eval_report *out)
 {
     progress *p = context;
-    if (!p->scorer)
-        DMS_TRY(open_evaluation(p, t));
+    (void)t;
     DMS_TRY(dms_scorer_sweep(p->scorer, &p->feed));
     const dms_score_report r = dms_scorer_report(p->scorer, 0);
     *out = (dms_eval_report){.nll = r.nll,
@@ -223,9 +222,11 @@ static int run(const dms_recipe *recipe, bool check, bool json)
     dms_status status = dms_trainer_open(&t, recipe, check);
     if (status)
         return report_failure(status);
-    if (check) {
+    if (recipe->data.heldout[0]) /* now, so that what is wrong with it shows before training */
+        status = open_evaluation(&p, t);
+    if (!status && check) {
         status = print_plan(t);
-    } else {
+    } else if (!status) {
         if (!json && dms_trainer_student(t)->matrix_type == DMS_F32)
             printf("computing in f32%s\n",
                    recipe->run.compute == DMS_TRAIN_IN_AUTO

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <zlib.h>
 
 #include "checkpoints/source_reader.h"
 #include "data/loader.h"
@@ -25,6 +26,7 @@ struct dms_trainer {
     dms_metrics *metrics; /* NULL under --check */
     int32_t *ids, *next;  /* [accumulate*batch, T]: the tokens of a step */
     int64_t step;         /* the next one to run */
+    bool dropped;         /* the borrowed q rows were set to zero: the fade is over */
 };
 
 static int64_t sequences_a_step(const dms_recipe *r)
@@ -42,9 +44,10 @@ static dms_schedule schedule_of(const dms_recipe *r)
 
 static dms_status open_device(dms_trainer *t)
 {
-    const dms_recipe *r = &t->recipe;
-    const dms_device_kind kind = r->device.kind == DMS_RUN_CUDA ? DMS_CUDA : DMS_CPU;
-    return dms_device_open(&t->device, kind, (int)r->device.threads);
+    static const char *const names[] = {
+        [DMS_RUN_AUTO] = "auto", [DMS_RUN_CPU] = "cpu", [DMS_RUN_CUDA] = "cuda"};
+    return dms_device_from_name(&t->device, names[t->recipe.device.kind],
+                                (int)t->recipe.device.threads);
 }
 
 static dms_dtype compute_type(const dms_trainer *t)
@@ -72,20 +75,10 @@ static dms_status open_teacher(dms_trainer *t)
     DMS_TRY(dms_source_hash(t->source, t->teacher_hash));
     DMS_TRY(dms_config_parse(&options.config, dms_source_config(t->source)));
     DMS_TRY(dms_model_open(&t->teacher, &options));
-    DMS_TRY(dms_model_allocate(t->teacher));
     const dms_reader reader = dms_source_reader(t->source);
+    DMS_TRY(dms_model_check(t->teacher, &reader, false));
+    DMS_TRY(dms_model_allocate(t->teacher));
     return dms_model_read(t->teacher, &reader, &(dms_read_options){0});
-}
-
-/* Frozen weights of the student are the teacher's own memory. */
-static void share_frozen(dms_model *student, const dms_model *teacher)
-{
-    for (int i = 0; i < student->n_weights; i++) {
-        dms_weight *w = &student->weights[i];
-        for (int j = 0; j < teacher->n_weights && !w->var->value.data; j++)
-            if (!strcmp(w->name, teacher->weights[j].name))
-                w->var->value = teacher->weights[j].var->value;
-    }
 }
 
 static dms_status open_student(dms_trainer *t)
@@ -99,9 +92,24 @@ static dms_status open_student(dms_trainer *t)
     const dms_reader reader = dms_source_reader(t->source);
     DMS_TRY(dms_model_open(&t->student, &options));
     DMS_TRY(dms_optimizer_open(&t->optimizer, t->student, (dms_train_set)t->recipe.optim.train));
-    share_frozen(t->student, t->teacher);
+    dms_model_share(t->student, t->teacher); /* what is frozen */
     DMS_TRY(dms_model_allocate(t->student));
     return dms_optimizer_read(&t->optimizer, t->student, &reader);
+}
+
+/* Shards carry the CRC-32 of the tokenizer.json they were made with (0: not known). */
+static dms_status check_tokenizer(const dms_trainer *t, const char *shard)
+{
+    size_t length = 0;
+    const char *text = dms_source_tokenizer(t->source, &length);
+    const uint32_t theirs = dms_loader_tokenizer_crc(t->loader);
+    const uint32_t ours = text ? (uint32_t)crc32_z(0, (const unsigned char *)text, length) : 0;
+    if (!theirs || !ours || theirs == ours)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_ARG,
+                    "%s was made with another tokenizer than that of %s; tokenise it again with "
+                    "dms-tokenize %s",
+                    shard, t->recipe.model.path, t->recipe.model.path);
 }
 
 static dms_status open_data(dms_trainer *t)
@@ -115,8 +123,10 @@ static dms_status open_data(dms_trainer *t)
                                         .context = r->data.context,
                                         .sequences = sequences_a_step(r),
                                         .seed = (uint64_t)r->run.seed,
-                                        .shuffled = true};
+                                        .shuffled = true,
+                                        .verify = true};
     DMS_TRY(dms_loader_open(&t->loader, &options));
+    DMS_TRY(check_tokenizer(t, paths[0]));
     if (dms_loader_vocab(t->loader) > t->teacher->config.vocab)
         return dms_fail(DMS_ERR_ARG,
                         "%s was tokenised for a vocabulary of %" PRId64 ", the model has %" PRId64
@@ -159,13 +169,12 @@ static dms_status make_folder(const char *path)
 /* The resolved recipe beside what it makes. */
 static dms_status write_recipe(const dms_trainer *t)
 {
-    char path[DMS_PATH_SIZE + 32];
+    char path[DMS_PATH_SIZE + 32], temporary[DMS_PATH_SIZE + 40];
     snprintf(path, sizeof(path), "%s/config.yaml", t->recipe.run.folder);
-    FILE *out = fopen(path, "w");
-    if (!out)
-        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-    const dms_status status = dms_recipe_write(&t->recipe, out);
-    if (fclose(out) && !status)
+    snprintf(temporary, sizeof(temporary), "%s.tmp", path);
+    FILE *out = fopen(temporary, "w");
+    const dms_status status = out ? dms_recipe_write(&t->recipe, out) : DMS_OK;
+    if (!out || fclose(out) || (!status && rename(temporary, path)))
         return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
     return status;
 }
@@ -183,6 +192,7 @@ static dms_state state_of(dms_trainer *t)
                        .teacher_hash = t->teacher_hash,
                        .student = t->student,
                        .optimizer = &t->optimizer,
+                       .dropped = t->dropped,
                        .cr = t->step ? stage_at(t, t->step - 1).cr : 1};
 }
 
@@ -191,8 +201,9 @@ static dms_status open_folder(dms_trainer *t)
     char checkpoints[DMS_PATH_SIZE + 32];
     snprintf(checkpoints, sizeof(checkpoints), "%s/checkpoints", t->recipe.run.folder);
     DMS_TRY(make_folder(checkpoints));
-    const dms_state state = state_of(t);
+    dms_state state = state_of(t);
     DMS_TRY(dms_state_load(&t->step, &state));
+    t->dropped = state.dropped;
     DMS_TRY(write_recipe(t));
     return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
 }
@@ -287,8 +298,11 @@ static dms_status run_step(dms_trainer *t, dms_step_report *report)
     const double start = seconds_now();
     float norm = 0;
     *report = (dms_step_report){.step = t->step, .stage = stage_at(t, t->step)};
-    if (t->step == r->schedule.fade_steps && r->dms.gate == DMS_GATE_NEURON)
-        DMS_TRY(dms_optimizer_drop_borrowed(&t->optimizer, t->student));
+    if (!t->dropped && !report->stage.fading) {
+        if (r->dms.gate == DMS_GATE_NEURON)
+            DMS_TRY(dms_optimizer_drop_borrowed(&t->optimizer, t->student));
+        t->dropped = true;
+    }
     DMS_TRY(accumulate(t, report));
     DMS_TRY(dms_optimizer_norm(&norm, &t->optimizer));
     report->grad_norm = (double)norm;
@@ -350,13 +364,15 @@ static dms_status after_step(dms_trainer *t, const dms_trainer_hooks *hooks,
         hooks->on_step(hooks->context, t, report);
     if (last || stop || t->step % r->run.save_every == 0 || passed_whole_ratio(t, t->step))
         DMS_TRY(save(t, hooks));
-    if (last || (r->run.eval_every && t->step % r->run.eval_every == 0))
+    if (last || (r->run.eval_every && t->step % r->run.eval_every == 0 && t->dropped))
         DMS_TRY(evaluate(t, hooks));
     return DMS_OK;
 }
 
 dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks)
 {
+    if (t->step == t->recipe.schedule.steps && !dms_metrics_evaluated(t->metrics, t->step - 1))
+        DMS_TRY(evaluate(t, hooks)); /* cut off between the last save and its evaluation */
     while (t->step < t->recipe.schedule.steps) {
         dms_step_report report;
         DMS_TRY(run_step(t, &report));

@@ -1,5 +1,6 @@
 /* AdamW over flat buffers on the CPU, and the global norm. */
 #include <math.h>
+#include <omp.h>
 
 #include "kernels/bf16.h"
 #include "kernels/cpu/isa.h"
@@ -25,7 +26,9 @@ dms_status DMS_CPU(l2_norm)(dms_tensor *norm, const dms_tensor *g)
 {
     const int64_t n = dms_count(g), chunks = (n + CHUNK - 1) / CHUNK;
     dms_cpu_workspace work;
-    DMS_TRY(dms_cpu_workspace_get(&work, g->device, (size_t)chunks * sizeof(double)));
+    DMS_TRY(dms_cpu_workspace_get(&work, g->device,
+                                  (size_t)chunks * sizeof(double) / (size_t)omp_get_max_threads() +
+                                      sizeof(double)));
     double *partial = (double *)work.base, sum = 0;
 
 #pragma omp parallel for schedule(static) if (n > DMS_CPU_FORK)

@@ -102,9 +102,21 @@ static void cpu_release(dms_device *dev, void *ptr)
     }
 }
 
+/* Forgets the packed copies of weights that a write to `dst` may change: all in its allocation. */
+static void drop_written(cpu_device *cpu, const char *dst, size_t bytes)
+{
+    const block *b = cpu->weights ? cpu->blocks : NULL;
+    while (b && (uintptr_t)dst - (uintptr_t)b->start >= b->bytes)
+        b = b->next;
+    if (b)
+        drop_packed(cpu, b->start, b->bytes);
+    else
+        drop_packed(cpu, dst, bytes);
+}
+
 static dms_status cpu_upload(dms_device *dev, void *dst, const void *src, size_t bytes)
 {
-    drop_packed((cpu_device *)dev, dst, bytes);
+    drop_written((cpu_device *)dev, dst, bytes);
     memcpy(dst, src, bytes);
     return DMS_OK;
 }
@@ -119,7 +131,7 @@ static dms_status cpu_download(dms_device *dev, void *dst, const void *src, size
 static dms_status cpu_zero(dms_device *dev, void *dst, size_t bytes)
 {
     const size_t chunk = (size_t)1 << 20;
-    drop_packed((cpu_device *)dev, dst, bytes);
+    drop_written((cpu_device *)dev, dst, bytes);
 #pragma omp parallel for schedule(static) if (bytes > chunk)
     for (size_t at = 0; at < bytes; at += chunk)
         memset((char *)dst + at, 0, bytes - at < chunk ? bytes - at : chunk);

@@ -1,5 +1,5 @@
-/* Names of the CPU ops: every file beside this one but device.c is compiled once for each
- * instruction set, and DMS_CPU(NAME) carries that set in its name. */
+/* Names of the CPU ops: every file beside this one but device.c and gemm.c is compiled once for
+ * each instruction set, and DMS_CPU(NAME) carries that set in its name. */
 #ifndef DMS_CPU_ISA_H
 #define DMS_CPU_ISA_H
 

@@ -30,7 +30,8 @@ static inline float dms_fast_expf(float x)
     bits += power << 23;
     memcpy(&p, &bits, sizeof(p));
     p = x < -87.33f ? 0.0f : p;
-    return x > 88.72283f ? __builtin_inff() : p;
+    p = x > 88.72283f ? __builtin_inff() : p;
+    return x != x ? x : p;
 }
 
 #endif
