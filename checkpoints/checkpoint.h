@@ -86,9 +86,11 @@ dms_status dms_checkpoint_verify(const dms_checkpoint *c);
 
 /* Names by convention. Texts: "config" (config.json), "tokenizer" (tokenizer.json),
  * "chat_template", "teacher_path", "teacher_hash" (dms_source_hash), "run_config" (resolved YAML).
- * Numbers: "step", "seed", "data_cursor", "window", "tau", "alpha_scale", "alpha_offset", "shift".
- * As a source, a checkpoint shows the tensors of /weights; dms_source_text and dms_source_number
- * find the rest. */
+ * Numbers that training writes: "step" (optimiser steps done), "shift" (a decision governs the
+ * token that many before its own: 1), "dropped" (1 once a neuron gate's borrowed rows are 0).
+ * Readers must not count on others: the gate's settings stand in "config", seed and data in
+ * "run_config". As a source, a checkpoint shows the tensors of /weights; dms_source_text and
+ * dms_source_number find the rest. */
 
 DMS_END_C
 #endif

@@ -19,7 +19,7 @@ static const char help[] =
     "  -o, --output FOLDER    where to; must not exist, or be an empty folder\n"
     "      --dtype bf16|f32   type of all tensors but the gate's, which stay f32 (default: bf16)\n"
     "      --shard-gb N       start a new file after N gigabytes, up to 1000000 (default: 5)\n"
-    "      --force            replace the model's files in a folder that holds some; others stay\n"
+    "      --force            replace a folder that holds a model, with all files in it\n"
     "  -h, --help             this text\n"
     "\n"
     "Exit: 0 done, 1 failed, 2 wrong usage.\n"

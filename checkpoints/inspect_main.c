@@ -6,6 +6,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/source.h"
+#include "data/program.h"
 
 static const char usage[] =
     "dms-inspect MODEL [--tensors] [--verify] [--json]: says what is inside a model file\n"
@@ -27,7 +28,7 @@ typedef struct {
     int tensors, verify, json, help;
 } options;
 
-static int parse(options *o, int argc, char **argv)
+static dms_status parse(options *o, int argc, char **argv)
 {
     const struct option known[] = {{"tensors", no_argument, &o->tensors, 1},
                                    {"verify", no_argument, &o->verify, 1},
@@ -35,14 +36,16 @@ static int parse(options *o, int argc, char **argv)
                                    {"help", no_argument, &o->help, 1},
                                    {0}};
     int c;
+    opterr = 0;
     while ((c = getopt_long(argc, argv, "h", known, NULL)) == 'h' || !c)
         o->help |= c == 'h';
-    if (c != -1 || (!o->help && optind + 1 != argc)) {
-        fputs("dms-inspect: expected one MODEL; try dms-inspect --help\n", stderr);
-        return 2;
-    }
+    if (c != -1)
+        return dms_program_bad_option(argv);
+    if (!o->help && optind + 1 != argc)
+        return dms_fail(DMS_ERR_ARG, "%d models are named, expected one; see --help",
+                        argc - optind);
     o->path = argv[optind];
-    return 0;
+    return DMS_OK;
 }
 
 static int64_t elements(const dms_tensor_info *t)
@@ -163,51 +166,76 @@ done:
     return status;
 }
 
-/* Strings without their quotes, but with JSON's escapes: a file's text must not steer a terminal.
- */
-static void print_value(const json_t *value)
+/* Strings without their quotes, but in ASCII with JSON's escapes: a file's text must not steer a
+ * terminal. Padded with spaces to `width`. */
+static dms_status print_value(const json_t *value, int width)
 {
-    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
-    const size_t n = text ? strlen(text) : 0;
-    if (n > 1 && json_is_string(value))
-        printf("%.*s\n", (int)n - 2, text + 1);
-    else
-        puts(text ? text : "");
+    char *text = json_dumps(value, JSON_ENCODE_ANY | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
+    if (!text)
+        return dms_fail(DMS_ERR_NOMEM, "no memory to print a value");
+    const int quotes = json_is_string(value);
+    for (char *c = text; *c; c++)
+        *c = *c == 0x7f ? '?' : *c; /* the one control character that JSON leaves as it is */
+    printf("%-*.*s", width, (int)strlen(text) - 2 * quotes, text + quotes);
     free(text);
+    return DMS_OK;
 }
 
-static void print_tensors(const json_t *list)
+static dms_status print_name(const char *name, int width)
+{
+    json_t *value = json_string(name);
+    const dms_status status = print_value(value, width);
+    json_decref(value);
+    return status;
+}
+
+static dms_status print_tensors(const json_t *list)
 {
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *t = json_array_get(list, i);
-        char *shape = json_dumps(json_object_get(t, "shape"), 0);
-        printf("  %-56s %-7s %s\n", json_string_value(json_object_get(t, "name")),
-               json_string_value(json_object_get(t, "type")), shape ? shape : "");
-        free(shape);
+        printf("  %-56s %-7s ", json_string_value(json_object_get(t, "name")),
+               json_string_value(json_object_get(t, "type")));
+        DMS_TRY(print_value(json_object_get(t, "shape"), 0));
+        putchar('\n');
     }
+    return DMS_OK;
 }
 
-static void print_lines(json_t *out)
+static dms_status print_lines(json_t *out)
 {
     const char *name, *inner;
     json_t *value, *item;
     json_object_foreach(out, name, value)
     {
         if (json_is_object(value)) {
-            printf("%s\n", name);
+            DMS_TRY(print_name(name, 0));
             json_object_foreach(value, inner, item)
             {
-                printf("  %-24s ", inner);
-                print_value(item);
+                printf("\n  ");
+                DMS_TRY(print_name(inner, 24));
+                putchar(' ');
+                DMS_TRY(print_value(item, 0));
             }
+            putchar('\n');
         } else if (!strcmp(name, "tensor_list")) {
             printf("%s\n", name);
-            print_tensors(value);
+            DMS_TRY(print_tensors(value));
         } else {
-            printf("%-26s ", name);
-            print_value(value);
+            DMS_TRY(print_name(name, 26));
+            putchar(' ');
+            DMS_TRY(print_value(value, 0));
+            putchar('\n');
         }
     }
+    return DMS_OK;
+}
+
+static dms_status print_json(const json_t *out)
+{
+    if (json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15)))
+        return dms_fail(DMS_ERR_IO, "the JSON object could not be written to standard output");
+    putchar('\n');
+    return DMS_OK;
 }
 
 static dms_status inspect(const options *o)
@@ -218,10 +246,8 @@ static dms_status inspect(const options *o)
     dms_status status = out ? DMS_OK : dms_fail(DMS_ERR_NOMEM, "no memory for the description");
     if (!status && !strcmp(dms_source_format(s), "dms"))
         status = describe_checkpoint(out, o);
-    if (!status && o->json && !json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(15)))
-        puts("");
-    else if (!status)
-        print_lines(out);
+    if (!status)
+        status = o->json ? print_json(out) : print_lines(out);
     json_decref(out);
     dms_source_close(s);
     return status;
@@ -229,17 +255,12 @@ static dms_status inspect(const options *o)
 
 int main(int argc, char **argv)
 {
+    static const char program[] = "dms-inspect";
     options o = {0};
-    const int wrong = parse(&o, argc, argv);
-    if (wrong)
-        return wrong;
-    if (o.help) {
-        fputs(usage, stdout);
-        return 0;
-    }
-    if (inspect(&o)) {
-        fprintf(stderr, "dms-inspect: %s\n", dms_error_message());
-        return 1;
-    }
-    return 0;
+    if (parse(&o, argc, argv))
+        return dms_program_refuse(program);
+    if (!o.help)
+        return dms_program_end(program, inspect(&o));
+    fputs(usage, stdout);
+    return dms_program_end(program, DMS_OK);
 }

@@ -91,12 +91,6 @@ const dms_tensor_info *dms_source_find(const dms_source *s, const char *name);
  * to nearest, ties to even); DMS_I32 from I32 only. dst holds count * dms_dtype_bytes(dtype) bytes.
  * Errors: DMS_ERR_ARG (no such tensor), DMS_ERR_DTYPE (cannot be converted), DMS_ERR_NOMEM. */
 dms_status dms_source_read(const dms_source *s, const char *name, void *dst, dms_dtype dtype);
-/* The first `rows` rows only (all dimensions but the fastest count as rows). */
-dms_status dms_source_read_rows(const dms_source *s, const char *name, int64_t rows, void *dst,
-                                dms_dtype dtype);
-/* The stored bytes where the tensor lies in the mapping in its file type, aligned to its element
- * and in Hugging Face order; else NULL (also when absent). */
-const void *dms_source_map(const dms_source *s, const char *name);
 
 /* The identity of a model's weights: SHA-256, in hexadecimal, of each tensor in the order of names
  * (byte order): name with its final 0, type name with its final 0, rank and shape as little-endian

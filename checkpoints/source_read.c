@@ -103,43 +103,13 @@ static int64_t total_rows(const row_view *v)
     return v->cols ? n / v->cols : 0;
 }
 
-static dms_status find_entry(const dms_source_tensor **out, const dms_source *s, const char *name)
-{
-    *out = dms_source_entry(s, name);
-    if (!*out)
-        return dms_fail(DMS_ERR_ARG, "%s has no tensor %s", s->path, name);
-    return DMS_OK;
-}
-
 dms_status dms_source_read(const dms_source *s, const char *name, void *dst, dms_dtype dtype)
 {
-    const dms_source_tensor *t;
-    DMS_TRY(find_entry(&t, s, name));
+    const dms_source_tensor *t = dms_source_entry(s, name);
+    if (!t)
+        return dms_fail(DMS_ERR_ARG, "%s has no tensor %s", s->path, name);
     const row_view v = view_rows(t);
     return read_view(s, &v, total_rows(&v), dst, dtype);
-}
-
-dms_status dms_source_read_rows(const dms_source *s, const char *name, int64_t rows, void *dst,
-                                dms_dtype dtype)
-{
-    const dms_source_tensor *t;
-    DMS_TRY(find_entry(&t, s, name));
-    const row_view v = view_rows(t);
-    if (rows < 0 || rows > total_rows(&v))
-        return dms_fail(DMS_ERR_ARG, "%s has %lld rows, %lld wanted", name,
-                        (long long)total_rows(&v), (long long)rows);
-    return read_view(s, &v, rows, dst, dtype);
-}
-
-const void *dms_source_map(const dms_source *s, const char *name)
-{
-    const dms_source_tensor *t = dms_source_entry(s, name);
-    if (!t || t->rotary_heads || !t->bytes)
-        return NULL;
-    size_t block, alignment = 2; /* quantised blocks hold nothing wider than f16 */
-    if (dms_file_type_block(t->info.type, &block) == 1)
-        alignment = block;
-    return (uintptr_t)t->data % alignment ? NULL : t->data;
 }
 
 static void hash_number(dms_sha256 *h, int64_t value)

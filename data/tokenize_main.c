@@ -275,7 +275,8 @@ static dms_status decode_shard(const model *m, const char *path)
         text.n = 0;
         DMS_TRY_OR(done, dms_shard_read(s, ids, at, n));
         DMS_TRY_OR(done, dms_tokenizer_decode(m->tokenizer, &text, ids, n, false));
-        fwrite(text.bytes, 1, text.n, stdout);
+        if (text.n > 0)
+            fwrite(text.bytes, 1, text.n, stdout);
     }
 done:
     dms_text_free(&text);

@@ -202,13 +202,6 @@ int32_t dms_tokenizer_find(const dms_tokenizer *t, const char *token)
     return dms_vocab_find(t->vocab, token, strlen(token));
 }
 
-const char *dms_tokenizer_text(const dms_tokenizer *t, int32_t id, size_t *length)
-{
-    const dms_vocab_token *token = get_token(t, id);
-    *length = token ? token->n_text : 0;
-    return token ? token->text : NULL;
-}
-
 bool dms_tokenizer_is_special(const dms_tokenizer *t, int32_t id)
 {
     const dms_vocab_token *token = get_token(t, id);

@@ -45,9 +45,6 @@ dms_status dms_tokenizer_decode(const dms_tokenizer *t, dms_text *out, const int
 int64_t dms_tokenizer_size(const dms_tokenizer *t);
 /* The id of a token by its text in the file, or -1. */
 int32_t dms_tokenizer_find(const dms_tokenizer *t, const char *token);
-/* The token's text as the file writes it (in the alphabet of data/bytelevel.h) and its length, not
- * ended by 0; NULL for an id without a token. The tokenizer owns it. */
-const char *dms_tokenizer_text(const dms_tokenizer *t, int32_t id, size_t *length);
 bool dms_tokenizer_is_special(const dms_tokenizer *t, int32_t id);
 /* The token that opens or ends a text, by the names the supported families give it
  * ("<|begin_of_text|>"; "<|endoftext|>", "<|end_of_text|>", ...), or -1. The model's own config

@@ -1,5 +1,4 @@
 /* dms-bench: how fast a model runs and trains here, beside what the machine can do. */
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -9,6 +8,7 @@
 #include <string.h>
 
 #include "checkpoints/source_reader.h"
+#include "data/program.h"
 #include "infer/bench_run.h"
 #include "infer/model_file.h"
 #include "train/objective.h"
@@ -34,14 +34,16 @@ static const char help[] =
     "      --prompt N, --steps N    of decoding (128, 32)\n"
     "      --no-replay       keep activations in training instead of computing them again\n"
     "      --dtype auto|f32|bf16    weights (auto: bf16 where the hardware has it)\n"
-    "      --device auto|cpu|cuda, --threads N, --seed N\n"
+    "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
+    "      --seed N          of the text, 0 to 9e15 (0)\n"
     "      --json            one JSON object a line\n"
     "\n"
     "Exit: 0 done, 1 failed, 2 wrong usage.\n"
     "example: dms-bench SmolLM2-135M-Instruct.gguf train --threads 1 --repetitions 5\n";
 
 typedef struct {
-    const char *model, *what, *device, *dtype;
+    const char *model, *what, *device;
+    dms_compute compute;
     bool keep, json;
     int64_t repetitions, batch, context, prompt, steps, threads, seed;
 } arguments;
@@ -80,41 +82,28 @@ static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"help", 0, NULL, 'h'},
                                         {NULL, 0, NULL, 0}};
 
-static dms_status take_number(int64_t *out, int64_t low, int64_t high)
-{
-    char *end;
-    errno = 0;
-    *out = strtoll(optarg, &end, 10);
-    if (errno || end == optarg || *end || *out < low || *out > high)
-        return dms_fail(DMS_ERR_ARG,
-                        "an option is \"%s\", expected a whole number from %" PRId64 " to %" PRId64,
-                        optarg, low, high);
-    return DMS_OK;
-}
-
-static dms_status take(arguments *a, int option)
+static dms_status take(arguments *a, int option, char *const *argv)
 {
     switch (option) {
     case REPETITIONS:
-        return take_number(&a->repetitions, 1, DMS_MAX_REPETITIONS);
+        return dms_program_number(&a->repetitions, "--repetitions", 1, DMS_MAX_REPETITIONS);
     case BATCH:
-        return take_number(&a->batch, 1, 4096);
+        return dms_program_number(&a->batch, "--batch", 1, 4096);
     case CONTEXT:
-        return take_number(&a->context, 2, 1 << 20);
+        return dms_program_number(&a->context, "--context", 2, 1 << 20);
     case PROMPT:
-        return take_number(&a->prompt, 1, 1 << 20);
+        return dms_program_number(&a->prompt, "--prompt", 1, 1 << 20);
     case STEPS:
-        return take_number(&a->steps, 2, 1 << 20);
+        return dms_program_number(&a->steps, "--steps", 2, 1 << 20);
     case THREADS:
-        return take_number(&a->threads, 0, 1024);
+        return dms_program_number(&a->threads, "--threads", 0, 1024);
     case SEED:
-        return take_number(&a->seed, 0, INT64_MAX);
+        return dms_program_number(&a->seed, "--seed", 0, DMS_MAX_SEED);
     case KEEP:
         a->keep = true;
         return DMS_OK;
     case DTYPE:
-        a->dtype = optarg;
-        return DMS_OK;
+        return dms_compute_from_name(&a->compute, optarg);
     case DEVICE:
         a->device = optarg;
         return DMS_OK;
@@ -122,7 +111,7 @@ static dms_status take(arguments *a, int option)
         a->json = true;
         return DMS_OK;
     default:
-        return dms_fail(DMS_ERR_ARG, "unknown or incomplete option; see --help");
+        return dms_program_bad_option(argv);
     }
 }
 
@@ -133,7 +122,6 @@ static dms_status parse(arguments *a, int argc, char **argv)
     bool known = false;
     *a = (arguments){.what = "all",
                      .device = "auto",
-                     .dtype = "auto",
                      .repetitions = 3,
                      .batch = 2,
                      .context = 512,
@@ -143,9 +131,9 @@ static dms_status parse(arguments *a, int argc, char **argv)
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
             fputs(help, stdout);
-            exit(0);
+            exit(dms_program_end("dms-bench", DMS_OK));
         }
-        DMS_TRY(take(a, option));
+        DMS_TRY(take(a, option, argv));
     }
     if (argc - optind < 1 || argc - optind > 2)
         return dms_fail(DMS_ERR_ARG, "expected MODEL and at most one benchmark; see --help");
@@ -167,28 +155,37 @@ static bool wants(const app *a, const char *bench)
 
 /* ---- output --------------------------------------------------------------------------------- */
 
-static void print(const app *a, const result *r, const dms_sample *s)
+static dms_status print_json(const result *r, const dms_sample *s)
 {
-    const double mean = dms_sample_mean(s) / r->scale,
-                 deviation = dms_sample_deviation(s) / r->scale;
-    if (!a->args->json) {
-        printf("%-8s %-30s %9.1f +- %6.1f %-8s", r->bench, r->what, mean, deviation, r->unit);
+    json_t *line = json_pack(
+        "{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean",
+        dms_sample_mean(s) / r->scale, "deviation", dms_sample_deviation(s) / r->scale, "best",
+        dms_sample_best(s) / r->scale, "n", s->n, "unit", r->unit, "note", r->note);
+    if (!line || (r->share >= 0 && json_object_set_new(line, "share", json_real(r->share)))) {
+        json_decref(line);
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a JSON object, or a figure is not finite");
+    }
+    const int failed = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    json_decref(line);
+    if (failed)
+        return dms_fail(DMS_ERR_IO, "a JSON object could not be written to standard output");
+    putchar('\n');
+    return DMS_OK;
+}
+
+static dms_status print(const app *a, const result *r, const dms_sample *s)
+{
+    if (a->args->json) {
+        DMS_TRY(print_json(r, s));
+    } else {
+        printf("%-8s %-30s %9.1f +- %6.1f %-8s", r->bench, r->what, dms_sample_mean(s) / r->scale,
+               dms_sample_deviation(s) / r->scale, r->unit);
         if (r->share >= 0)
             printf(" %5.1f %%", 100 * r->share);
         printf("  %s\n", r->note);
-    } else {
-        json_t *line =
-            json_pack("{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean", mean,
-                      "deviation", deviation, "best", dms_sample_best(s) / r->scale, "n", s->n,
-                      "unit", r->unit, "note", r->note);
-        if (line && r->share >= 0)
-            json_object_set_new(line, "share", json_real(r->share));
-        if (line)
-            json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
-        puts("");
-        json_decref(line);
     }
-    fflush(stdout);
+    fflush(stdout); /* a line is shown when it is known; main checks the stream */
+    return DMS_OK;
 }
 
 /* ---- the machine ---------------------------------------------------------------------------- */
@@ -209,7 +206,7 @@ static dms_status bench_products(app *a, dms_dtype dtype)
         DMS_TRY(dms_bench_gemm(&rate, &p, (int)a->args->repetitions));
         snprintf(r.what, sizeof(r.what), "%s %s %" PRId64 "x%" PRId64 "x%" PRId64,
                  dtype == DMS_BF16 ? "bf16" : "f32", shapes[i].name, p.rows, p.out, p.in);
-        print(a, &r, &rate);
+        DMS_TRY(print(a, &r, &rate));
         if (dtype == a->file->model->matrix_type)
             a->gemm = fmax(a->gemm, dms_sample_best(&rate));
     }
@@ -237,8 +234,7 @@ static dms_status bench_memory(app *a)
     DMS_TRY(dms_bench_bandwidth(&rate, a->device->threads, BYTES, 8));
     snprintf(r.what, sizeof(r.what), "read %d MiB", BYTES >> 20);
     a->bandwidth = dms_sample_best(&rate);
-    print(a, &r, &rate);
-    return DMS_OK;
+    return print(a, &r, &rate);
 }
 
 /* ---- the model ------------------------------------------------------------------------------ */
@@ -266,7 +262,7 @@ static dms_status bench_prefill(app *a)
             r.share = flop / (double)T * dms_sample_mean(&rate) / a->gemm;
             snprintf(r.what, sizeof(r.what), "%s T=%" PRId64, gated ? "masked" : "dense", T);
             snprintf(r.note, sizeof(r.note), "of the best product; without the output head");
-            print(a, &r, &rate);
+            DMS_TRY(print(a, &r, &rate));
         }
         if (T == longest)
             break;
@@ -289,8 +285,7 @@ static dms_status decode_one(app *a, int batch, bool dense)
     snprintf(r.note, sizeof(r.note), "%s%.1f MB of weights a step, KV peak %.1f MB, cache CR %.2f",
              r.share >= 0 ? "of bandwidth; " : "", bytes / 1e6, (double)stats.peak_bytes / 1e6,
              dms_cache_ratio(&stats));
-    print(a, &r, &rate);
-    return DMS_OK;
+    return print(a, &r, &rate);
 }
 
 static dms_status bench_decode(app *a)
@@ -426,7 +421,7 @@ static dms_status bench_train(app *a)
              a->args->context, a->args->keep ? " no replay" : "");
     snprintf(r.note, sizeof(r.note), "of the best product; %.1f GFLOP/s, %.2f GFLOP a token",
              flops / 1e9, step_flop(a, &t) / tokens / 1e9);
-    print(a, &r, &rate);
+    DMS_TRY_OR(done, print(a, &r, &rate));
 done:
     close_training(&t);
     return status;
@@ -436,8 +431,8 @@ done:
 
 static dms_status app_open(app *a)
 {
-    dms_model_file_options o = {.path = a->args->model, .without_tokenizer = true};
-    DMS_TRY(dms_compute_from_name(&o.compute, a->args->dtype));
+    dms_model_file_options o = {
+        .path = a->args->model, .compute = a->args->compute, .without_tokenizer = true};
     DMS_TRY(dms_device_from_name(&a->device, a->args->device, (int)a->args->threads));
     o.device = a->device;
     DMS_TRY(dms_model_file_open(&a->file, &o));
@@ -451,9 +446,27 @@ static dms_status app_open(app *a)
     return DMS_OK;
 }
 
+/* What the options ask for against what the model has. */
+static dms_status check_lengths(const app *a)
+{
+    const arguments *o = a->args;
+    const dms_model *m = a->file->model;
+    const int64_t positions = m->rope_table.shape[0];
+    if (wants(a, "train") && o->context > m->config.max_positions)
+        return dms_fail(DMS_ERR_ARG,
+                        "--context is %" PRId64 ", expected at most the model's %" PRId64
+                        " positions",
+                        o->context, m->config.max_positions);
+    if (wants(a, "decode") && o->prompt + o->steps > positions)
+        return dms_fail(DMS_ERR_ARG,
+                        "--prompt and --steps are %" PRId64 " tokens in all, expected at most "
+                        "%" PRId64,
+                        o->prompt + o->steps, positions);
+    return DMS_OK;
+}
+
 static dms_status run(app *a)
 {
-    DMS_TRY(app_open(a));
     if (strcmp(a->args->what, "decode") != 0)
         DMS_TRY(bench_gemm(a));
     if (wants(a, "gemm") || wants(a, "decode"))
@@ -469,16 +482,19 @@ static dms_status run(app *a)
 
 int main(int argc, char **argv)
 {
+    static const char program[] = "dms-bench";
     arguments args;
     app a = {.args = &args};
     dms_status status = parse(&args, argc, argv);
-    const bool usage = status != DMS_OK;
+    if (!status)
+        status = app_open(&a);
+    if (!status)
+        status = check_lengths(&a);
+    const bool usage = status == DMS_ERR_ARG; /* also values that this model cannot take */
     if (!status)
         status = run(&a);
-    if (status)
-        fprintf(stderr, "dms-bench: %s\n", dms_error_message());
     dms_model_file_close(a.file);
     if (a.device)
         a.device->close(a.device);
-    return usage ? 2 : status ? 1 : 0;
+    return usage ? dms_program_refuse(program) : dms_program_end(program, status);
 }

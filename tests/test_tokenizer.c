@@ -182,9 +182,7 @@ static void expect_tokens(dms_tokenizer *t, const char *text, bool specials, con
     dms_text got = {0};
     must(dms_tokenizer_encode(t, &ids, text, strlen(text), specials));
     for (int64_t i = 0; i < ids.n; i++) {
-        size_t n;
-        const char *token = dms_tokenizer_text(t, ids.ids[i], &n);
-        must(dms_text_append(&got, token, n));
+        must(dms_tokenizer_decode(t, &got, &ids.ids[i], 1, false));
         must(dms_text_append(&got, "|", 1));
     }
     must(dms_text_append(&got, "", 1));
@@ -203,10 +201,10 @@ Test(tokenizer, merges_by_rank_and_not_by_length)
     expect_tokens(t, "abc", true, "a|bc|"); /* "b c" ranks first; "ab c" never gets its "ab" */
     dms_tokenizer_close(t);
     must(open_small(&t, "{\"model\":{\"merges\":[\"a b\",\"b c\",\"ab c\"]}}", ""));
-    expect_tokens(t, "abc bc", true, "abc|\u0120|bc|");
+    expect_tokens(t, "abc bc", true, "abc| |bc|");
     dms_tokenizer_close(t);
     must(open_small(&t, "{\"model\":{\"merges\":[],\"ignore_merges\":true}}", ""));
-    expect_tokens(t, "abc abcd", true, "abc|\u0120|a|b|c|d|");
+    expect_tokens(t, "abc abcd", true, "abc| |a|b|c|d|");
     dms_tokenizer_close(t);
 }
 
@@ -296,10 +294,10 @@ Test(tokenizer, honours_the_flags_of_added_tokens)
         "{\"added_tokens\":[" ADDED("<l>", 100, ",\"lstrip\":true") "," ADDED(
             "<r>", 101, ",\"rstrip\":true") "," ADDED("w", 102, ",\"single_word\":true") "]}",
         "w"));
-    expect_tokens(t, "a  <l> b", true, "a|<l>|\u0120|b|");
-    expect_tokens(t, "a <r>  b", true, "a|\u0120|<r>|b|");
+    expect_tokens(t, "a  <l> b", true, "a|<l>| |b|");
+    expect_tokens(t, "a <r>  b", true, "a| |<r>|b|");
     expect_tokens(t, "<r>  <l>", true, "<r>|<l>|");
-    expect_tokens(t, "w aw w", true, "w|\u0120|a|\u0120|w|"); /* w alone is no byte's token here */
+    expect_tokens(t, "w aw w", true, "w| |a| |w|"); /* w alone is no byte's token here */
     cr_expect_eq(dms_tokenizer_find(t, "w"), 102);
     dms_tokenizer_close(t);
 }
