@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$root"
 exec </dev/null
 
-export OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
+export OMP_NUM_THREADS=2
 export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 export LC_ALL=C.UTF-8 TERM=dumb
 jobs=$(nproc)
