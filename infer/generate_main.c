@@ -469,6 +469,7 @@ static dms_status complete(app *a)
     if (a->args->json)
         return print_json(a);
     putchar('\n');
+    fflush(stdout); /* before the statistics on the other stream */
     return print_statistics(a);
 }
 
