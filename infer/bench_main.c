@@ -309,17 +309,6 @@ typedef struct {
     int32_t *ids; /* [B, T] */
 } training;
 
-/* Frozen weights of the student are the teacher's own memory. */
-static void share_frozen(dms_model *student, const dms_model *teacher)
-{
-    for (int i = 0; i < student->n_weights; i++) {
-        dms_weight *w = &student->weights[i];
-        for (int j = 0; j < teacher->n_weights && !w->var->value.data; j++)
-            if (!strcmp(w->name, teacher->weights[j].name))
-                w->var->value = teacher->weights[j].var->value;
-    }
-}
-
 static dms_status open_student(app *a, training *t)
 {
     const dms_model *teacher = a->file->model;
@@ -336,7 +325,7 @@ static dms_status open_student(app *a, training *t)
     const dms_reader reader = dms_source_reader(t->source);
     DMS_TRY(dms_model_open(&t->student, &o));
     DMS_TRY(dms_optimizer_open(&t->optimizer, t->student, DMS_TRAIN_ATTENTION));
-    share_frozen(t->student, teacher);
+    dms_model_share(t->student, teacher); /* what is frozen */
     DMS_TRY(dms_model_allocate(t->student));
     return dms_optimizer_read(&t->optimizer, t->student, &reader);
 }
