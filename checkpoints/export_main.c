@@ -149,6 +149,12 @@ static dms_status export_all(const arguments *a)
         DMS_TRY_OR(done, dms_fail(DMS_ERR_ARG, "%s has no config, expected a model", a->input));
     if (!strcmp(dms_source_format(source), "dms"))
         DMS_TRY_OR(done, dms_checkpoint_open(&checkpoint, a->input));
+    double dropped = 1;
+    if (dms_source_number(source, "dropped", &dropped) && dropped == 0)
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_ARG,
+                                  "%s is from before the end of the fade and evicts nothing yet, "
+                                  "expected a later checkpoint",
+                                  a->input));
     DMS_TRY_OR(done, verify(checkpoint));
     set.source = source;
     set.checkpoint = checkpoint;

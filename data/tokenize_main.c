@@ -219,12 +219,25 @@ done:
     return status;
 }
 
+/* An output that exists may be replaced only if it is a shard, or empty: never a text or a model
+ * that was named by mistake. */
+static dms_status check_output(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info))
+        return DMS_OK;
+    if (S_ISREG(info.st_mode) && (!info.st_size || dms_shard_recognise(path)))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_ARG, "%s exists and is no token shard; give -o another name", path);
+}
+
 static dms_status run_files(model *m, const options *o)
 {
     sink s = {0};
     dms_encoder e = {.tokenizer = m->tokenizer, .specials = !o->plain};
     dms_status status = DMS_OK;
     if (o->task == WRITE) {
+        DMS_TRY(check_output(o->output));
         DMS_TRY(choose_separator(m, o));
         DMS_TRY(dms_shard_writer_open(&s.writer, o->output, dms_tokenizer_size(m->tokenizer),
                                       dms_tokenizer_crc(m->tokenizer)));

@@ -137,7 +137,9 @@ static dms_status open_evaluation(progress *p, const dms_trainer *t)
     DMS_TRY(dms_loader_open(&p->heldout, &(dms_loader_options){.shards = &shard,
                                                                .n_shards = 1,
                                                                .context = r->data.context,
-                                                               .sequences = 1}));
+                                                               .sequences = 1,
+                                                               .verify = true}));
+    DMS_TRY(dms_trainer_check_shard(t, p->heldout, shard));
     p->context_length = r->data.context;
     const int64_t there = dms_loader_contexts(p->heldout);
     p->feed = (dms_score_feed){.read = read_heldout,
@@ -236,12 +238,16 @@ static int run(const dms_recipe *recipe, bool check, bool json)
             printf("resuming after step %" PRId64 "\n", dms_trainer_step(t));
         signal(SIGINT, on_signal);
         signal(SIGTERM, on_signal);
+        signal(SIGHUP, on_signal);
+        signal(SIGPIPE, SIG_IGN); /* a reader that leaves must not cost the run */
         status = dms_trainer_run(t, &hooks);
         end_line(&p);
     }
     dms_scorer_close(p.scorer);
     dms_loader_close(p.heldout);
     dms_trainer_close(t);
+    if (!status && (fflush(stdout) || ferror(stdout)))
+        status = dms_fail(DMS_ERR_IO, "writing to standard output failed; the run itself is done");
     return status ? report_failure(status) : DONE;
 }
 

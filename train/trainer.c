@@ -1,12 +1,15 @@
 #include "train/trainer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 #include <zlib.h>
 
 #include "checkpoints/source_reader.h"
@@ -26,6 +29,7 @@ struct dms_trainer {
     dms_metrics *metrics; /* NULL under --check */
     int32_t *ids, *next;  /* [accumulate*batch, T]: the tokens of a step */
     int64_t step;         /* the next one to run */
+    int lock;             /* file descriptor that holds the run folder's lock; -1: none */
     bool dropped;         /* the borrowed q rows were set to zero: the fade is over */
 };
 
@@ -97,12 +101,17 @@ static dms_status open_student(dms_trainer *t)
     return dms_optimizer_read(&t->optimizer, t->student, &reader);
 }
 
-/* Shards carry the CRC-32 of the tokenizer.json they were made with (0: not known). */
-static dms_status check_tokenizer(const dms_trainer *t, const char *shard)
+dms_status dms_trainer_check_shard(const dms_trainer *t, const dms_loader *loader,
+                                   const char *shard)
 {
+    if (dms_loader_vocab(loader) > t->teacher->config.vocab)
+        return dms_fail(DMS_ERR_ARG,
+                        "%s was tokenised for a vocabulary of %" PRId64 ", the model has %" PRId64
+                        "; tokenise it again with this model",
+                        shard, (int64_t)dms_loader_vocab(loader), t->teacher->config.vocab);
     size_t length = 0;
     const char *text = dms_source_tokenizer(t->source, &length);
-    const uint32_t theirs = dms_loader_tokenizer_crc(t->loader);
+    const uint32_t theirs = dms_loader_tokenizer_crc(loader);
     const uint32_t ours = text ? (uint32_t)crc32_z(0, (const unsigned char *)text, length) : 0;
     if (!theirs || !ours || theirs == ours)
         return DMS_OK;
@@ -126,12 +135,7 @@ static dms_status open_data(dms_trainer *t)
                                         .shuffled = true,
                                         .verify = true};
     DMS_TRY(dms_loader_open(&t->loader, &options));
-    DMS_TRY(check_tokenizer(t, paths[0]));
-    if (dms_loader_vocab(t->loader) > t->teacher->config.vocab)
-        return dms_fail(DMS_ERR_ARG,
-                        "%s was tokenised for a vocabulary of %" PRId64 ", the model has %" PRId64
-                        "; tokenise it again with this model",
-                        paths[0], (int64_t)dms_loader_vocab(t->loader), t->teacher->config.vocab);
+    DMS_TRY(dms_trainer_check_shard(t, t->loader, paths[0]));
     const size_t tokens = (size_t)(sequences_a_step(r) * r->data.context);
     t->ids = malloc(tokens * sizeof(*t->ids));
     t->next = malloc(tokens * sizeof(*t->next));
@@ -174,8 +178,11 @@ static dms_status write_recipe(const dms_trainer *t)
     snprintf(temporary, sizeof(temporary), "%s.tmp", path);
     FILE *out = fopen(temporary, "w");
     const dms_status status = out ? dms_recipe_write(&t->recipe, out) : DMS_OK;
-    if (!out || fclose(out) || (!status && rename(temporary, path)))
-        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+    if (!out || fclose(out) || (!status && rename(temporary, path))) {
+        const int reason = errno;
+        unlink(temporary);
+        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(reason));
+    }
     return status;
 }
 
@@ -196,14 +203,49 @@ static dms_state state_of(dms_trainer *t)
                        .cr = t->step ? stage_at(t, t->step - 1).cr : 1};
 }
 
+/* One run a folder: the lock ends with the process, however that ends. */
+static dms_status lock_folder(dms_trainer *t)
+{
+    char path[DMS_PATH_SIZE + 32];
+    snprintf(path, sizeof(path), "%s/lock", t->recipe.run.folder);
+    t->lock = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    if (t->lock < 0)
+        return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+    if (flock(t->lock, LOCK_EX | LOCK_NB))
+        return dms_fail(DMS_ERR_IO,
+                        "another dms-train works in %s; wait for it, or give another "
+                        "run.folder",
+                        t->recipe.run.folder);
+    return DMS_OK;
+}
+
+/* What a recipe may not ask of a run that has got this far. */
+static dms_status check_progress(const dms_trainer *t)
+{
+    const dms_recipe *r = &t->recipe;
+    if (t->step > r->schedule.steps)
+        return dms_fail(DMS_ERR_ARG,
+                        "schedule.steps is %" PRId64 ", but %s has a checkpoint of step %" PRId64
+                        "; give more steps or another run.folder",
+                        r->schedule.steps, r->run.folder, t->step);
+    if (t->dropped && t->step < r->schedule.fade_steps)
+        return dms_fail(DMS_ERR_ARG,
+                        "schedule.fade_steps is %" PRId64 ", but the fade in %s was over at step "
+                        "%" PRId64 "; give the recipe it began with or another run.folder",
+                        r->schedule.fade_steps, r->run.folder, t->step);
+    return DMS_OK;
+}
+
 static dms_status open_folder(dms_trainer *t)
 {
     char checkpoints[DMS_PATH_SIZE + 32];
     snprintf(checkpoints, sizeof(checkpoints), "%s/checkpoints", t->recipe.run.folder);
     DMS_TRY(make_folder(checkpoints));
+    DMS_TRY(lock_folder(t));
     dms_state state = state_of(t);
     DMS_TRY(dms_state_load(&t->step, &state));
     t->dropped = state.dropped;
+    DMS_TRY(check_progress(t));
     DMS_TRY(write_recipe(t));
     return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
 }
@@ -225,6 +267,7 @@ dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool ch
     if (!t)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a trainer");
     t->recipe = *recipe;
+    t->lock = -1;
     const dms_status status = open_parts(t, check);
     if (status) {
         dms_trainer_close(t);
@@ -247,6 +290,8 @@ void dms_trainer_close(dms_trainer *t)
     dms_source_close(t->source);
     if (t->device)
         t->device->close(t->device);
+    if (t->lock >= 0)
+        close(t->lock);
     free(t->ids);
     free(t->next);
     free(t);

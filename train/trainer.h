@@ -2,6 +2,7 @@
 #ifndef DMS_TRAINER_H
 #define DMS_TRAINER_H
 
+#include "data/loader.h"
 #include "train/objective.h"
 #include "train/optimizer.h"
 #include "train/recipe.h"
@@ -47,6 +48,11 @@ void dms_trainer_close(dms_trainer *t);
  * hooks->interrupted said so. A non-finite loss or gradient stops the run before anything is
  * updated or overwritten (DMS_ERR_NUMBER). */
 dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks);
+
+/* Whether shards (already open) were made for this model: vocabulary, and the CRC-32 of the
+ * tokenizer.json (0 in a shard: not known). DMS_ERR_ARG names `shard` and the remedy. */
+dms_status dms_trainer_check_shard(const dms_trainer *t, const dms_loader *loader,
+                                   const char *shard);
 
 /* What is inside, borrowed. */
 const dms_recipe *dms_trainer_recipe(const dms_trainer *t);
