@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <zlib.h>
 
+#include "data/shard_format.h"
+
 struct dms_corpus {
     char **paths;
     size_t n, next;
@@ -36,6 +38,13 @@ static dms_status add_path(dms_corpus *c, const char *folder, const char *name)
     return DMS_OK;
 }
 
+/* A shard that is being written, perhaps into this folder. */
+static bool is_unfinished(const char *name)
+{
+    const size_t n = strlen(name), tail = sizeof(".partial") - 1;
+    return n > tail && !strcmp(name + n - tail, ".partial");
+}
+
 static dms_status list_folder(dms_corpus *c, const char *folder)
 {
     dms_status status = DMS_OK;
@@ -45,8 +54,8 @@ static dms_status list_folder(dms_corpus *c, const char *folder)
     if (!dir)
         return dms_fail(DMS_ERR_IO, "%s: %s", folder, strerror(errno));
     while ((entry = readdir(dir))) {
-        if (entry->d_name[0] == '.' || fstatat(dirfd(dir), entry->d_name, &st, 0) != 0 ||
-            !S_ISREG(st.st_mode))
+        if (entry->d_name[0] == '.' || is_unfinished(entry->d_name) ||
+            fstatat(dirfd(dir), entry->d_name, &st, 0) != 0 || !S_ISREG(st.st_mode))
             continue;
         DMS_TRY_OR(done, add_path(c, folder, entry->d_name));
     }
@@ -104,6 +113,20 @@ void dms_corpus_close(dms_corpus *c)
     free(c);
 }
 
+/* A shard beside the text it was made of must not be read as text. */
+static dms_status refuse_shard(const char *path)
+{
+    char start[SHARD_MAGIC_BYTES];
+    FILE *file = fopen(path, "rb");
+    const bool whole = file && fread(start, sizeof(start), 1, file) == 1;
+    if (file)
+        fclose(file);
+    if (!whole || memcmp(start, SHARD_MAGIC, sizeof(start)) != 0)
+        return DMS_OK; /* what cannot be opened is reported by the reader */
+    return dms_fail(DMS_ERR_ARG, "%s is a token shard, not text; keep shards in another folder",
+                    path);
+}
+
 dms_status dms_corpus_next(dms_corpus *c, const char **name)
 {
     DMS_TRY(close_document(c));
@@ -112,6 +135,7 @@ dms_status dms_corpus_next(dms_corpus *c, const char **name)
         return DMS_OK;
     }
     const char *path = c->paths[c->next++];
+    DMS_TRY(refuse_shard(path));
     errno = 0;
     c->file = gzopen(path, "rb");
     if (!c->file)

@@ -163,3 +163,23 @@ Test(corpus, reports_what_is_not_there)
     cr_expect(strstr(dms_error_text(), "holds no files"));
     dms_corpus_close(NULL);
 }
+
+Test(corpus, a_shard_is_not_text_and_one_being_written_is_passed_over)
+{
+    const char *name = NULL;
+    dms_corpus *c = NULL;
+    put_plain("a.txt", "text", 4);
+    put_plain("b.tok.partial", "\0\0\0\0", 4);
+    must(dms_corpus_open(&c, folder));
+    must(dms_corpus_next(c, &name));
+    cr_assert(strstr(name, "a.txt"));
+    must(dms_corpus_next(c, &name));
+    cr_assert(!name);
+    dms_corpus_close(c);
+    put_plain("b.tok", "DMSTOKS1 and more", 17);
+    must(dms_corpus_open(&c, folder));
+    must(dms_corpus_next(c, &name));
+    cr_assert_eq(dms_corpus_next(c, &name), DMS_ERR_ARG);
+    cr_assert(strstr(dms_error_message(), "b.tok is a token shard"), "%s", dms_error_message());
+    dms_corpus_close(c);
+}
