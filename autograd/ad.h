@@ -45,6 +45,7 @@ typedef struct {
     dms_var *q, *k, *v, *bias;
     int64_t window;
     int head_dim;
+    bool bf16; /* as in dms_attention_in */
 } dms_ad_attention_in;
 dms_var *dms_ad_attention(dms_tape *tape, const dms_ad_attention_in *in);
 

@@ -9,7 +9,8 @@ static dms_attention_in inputs(const dms_node *n)
                               .v = &n->in[V]->value,
                               .bias = n->in[BIAS] ? &n->in[BIAS]->value : NULL,
                               .window = n->attr.attention.window,
-                              .head_dim = n->attr.attention.head_dim};
+                              .head_dim = n->attr.attention.head_dim,
+                              .bf16 = n->attr.attention.bf16};
 }
 
 static dms_status forward(dms_node *n)
@@ -41,6 +42,7 @@ dms_var *dms_ad_attention(dms_tape *tape, const dms_ad_attention_in *in)
         return NULL;
     n->attr.attention.window = in->window;
     n->attr.attention.head_dim = in->head_dim;
+    n->attr.attention.bf16 = in->bf16;
     const dms_tensor *q = &in->q->value;
     const int64_t heads = dms_cols(q) / in->head_dim;
     dms_tape_save(

@@ -49,6 +49,7 @@ struct dms_node {
         struct {
             int64_t window;
             int head_dim;
+            bool bf16;
         } attention;
         struct {
             const dms_tensor *teacher_x, *teacher_w;

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <zlib.h>
 
-#include "data/shard_format.h"
+#include "data/shard.h"
 
 struct dms_corpus {
     char **paths;
@@ -113,20 +113,6 @@ void dms_corpus_close(dms_corpus *c)
     free(c);
 }
 
-/* A shard beside the text it was made of must not be read as text. */
-static dms_status refuse_shard(const char *path)
-{
-    char start[SHARD_MAGIC_BYTES];
-    FILE *file = fopen(path, "rb");
-    const bool whole = file && fread(start, sizeof(start), 1, file) == 1;
-    if (file)
-        fclose(file);
-    if (!whole || memcmp(start, SHARD_MAGIC, sizeof(start)) != 0)
-        return DMS_OK; /* what cannot be opened is reported by the reader */
-    return dms_fail(DMS_ERR_ARG, "%s is a token shard, not text; keep shards in another folder",
-                    path);
-}
-
 dms_status dms_corpus_next(dms_corpus *c, const char **name)
 {
     DMS_TRY(close_document(c));
@@ -135,7 +121,9 @@ dms_status dms_corpus_next(dms_corpus *c, const char **name)
         return DMS_OK;
     }
     const char *path = c->paths[c->next++];
-    DMS_TRY(refuse_shard(path));
+    if (dms_shard_recognise(path)) /* beside the text it was made of, perhaps */
+        return dms_fail(DMS_ERR_ARG, "%s is a token shard, not text; keep shards in another folder",
+                        path);
     errno = 0;
     c->file = gzopen(path, "rb");
     if (!c->file)

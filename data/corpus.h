@@ -18,7 +18,7 @@ dms_status dms_corpus_open(dms_corpus **out, const char *path);
 void dms_corpus_close(dms_corpus *c);
 
 /* Moves to the next document; *name is its path, owned by the corpus, or NULL after the last.
- * Errors: DMS_ERR_IO. */
+ * Errors: DMS_ERR_IO, DMS_ERR_ARG (a token shard). */
 dms_status dms_corpus_next(dms_corpus *c, const char **name);
 /* Reads the next *n <= capacity bytes of the document; 0 at its end. A file that begins with the
  * magic of gzip is unpacked, so nothing but `capacity` bounds the memory a document takes.

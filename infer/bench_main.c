@@ -9,17 +9,18 @@
 
 #include "checkpoints/source_reader.h"
 #include "data/program.h"
-#include "infer/bench_run.h"
+#include "infer/bench_sweep.h"
 #include "infer/model_file.h"
 #include "train/objective.h"
 #include "train/optimizer.h"
 
 static const char help[] =
-    "usage: dms-bench MODEL [gemm|prefill|decode|train|all] [options]\n"
+    "usage: dms-bench MODEL [gemm|prefill|decode|train|all|sweep] [options]\n"
     "\n"
     "Mean and standard deviation over repetitions; all with the same number of threads.\n"
     "\n"
-    "  gemm     matrix products of three shapes, and reading of memory\n"
+    "  gemm     matrix products of three shapes, and memory: reading it, or on a GPU a copy of\n"
+    "           1 GiB within it, bytes read and written together\n"
     "  prefill  the forward pass over a text, dense and (retrofitted models) masked\n"
     "  decode   token by token over the freed cache, 1, 4 and 16 sequences; share: weights read\n"
     "           a token against the measured bandwidth\n"
@@ -28,10 +29,15 @@ static const char help[] =
     "           activation gradients 2N, weight gradients 2 a trained weight (N: all matrices\n"
     "           with the output head); attention by causal keys, 4E a pair and head forward\n"
     "           (twice), 10E backward; recomputation is not counted. share: of the best product\n"
+    "  sweep    decode over --batches times --prompts; share: bytes of weights and live KV that\n"
+    "           a step reads against the measured bandwidth. A point that does not fit into\n"
+    "           memory is said so; prompts are cut to the model's positions. Not part of all\n"
     "\n"
     "      --repetitions N   (3)\n"
     "      --batch N, --context N   of a training step (2, 512)\n"
     "      --prompt N, --steps N    of decoding (128, 32)\n"
+    "      --batches LIST, --prompts LIST   of the sweep (GPU: 1,8,32,128 and 512,2048,8192;\n"
+    "                        CPU: 1,4 and 128,512)\n"
     "      --no-replay       keep activations in training instead of computing them again\n"
     "      --dtype auto|f32|bf16    weights (auto: bf16 where the hardware has it)\n"
     "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
@@ -46,6 +52,7 @@ typedef struct {
     dms_compute compute;
     bool keep, json;
     int64_t repetitions, batch, context, prompt, steps, threads, seed;
+    dms_bench_list batches, prompts; /* n is 0: those of the device */
 } arguments;
 
 typedef struct {
@@ -56,22 +63,26 @@ typedef struct {
     double bandwidth; /* best bytes a second */
 } app;
 
-/* One line of the result. share < 0: none. */
+/* One line of the result. share < 0: none. A sample without values: not measured, see note. */
 typedef struct {
     const char *bench, *unit;
     char what[64], note[96];
     double scale; /* values are divided by it */
     double share;
+    const dms_bench_point *point; /* of a sweep, or NULL */
 } result;
 
 /* ---- arguments ------------------------------------------------------------------------------ */
 
-enum { REPETITIONS = 256, BATCH, CONTEXT, PROMPT, STEPS, KEEP, DTYPE, DEVICE, THREADS, SEED };
+enum { REPETITIONS = 256, BATCH, BATCHES, CONTEXT, PROMPT, PROMPTS, STEPS, KEEP };
+enum { DTYPE = KEEP + 1, DEVICE, THREADS, SEED };
 
 static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"batch", 1, NULL, BATCH},
+                                        {"batches", 1, NULL, BATCHES},
                                         {"context", 1, NULL, CONTEXT},
                                         {"prompt", 1, NULL, PROMPT},
+                                        {"prompts", 1, NULL, PROMPTS},
                                         {"steps", 1, NULL, STEPS},
                                         {"no-replay", 0, NULL, KEEP},
                                         {"dtype", 1, NULL, DTYPE},
@@ -93,6 +104,10 @@ static dms_status take(arguments *a, int option, char *const *argv)
         return dms_program_number(&a->context, "--context", 2, 1 << 20);
     case PROMPT:
         return dms_program_number(&a->prompt, "--prompt", 1, 1 << 20);
+    case BATCHES:
+        return dms_bench_list_read(&a->batches, "--batches", optarg, DMS_MAX_BENCH_BATCH);
+    case PROMPTS:
+        return dms_bench_list_read(&a->prompts, "--prompts", optarg, 1 << 20);
     case STEPS:
         return dms_program_number(&a->steps, "--steps", 2, 1 << 20);
     case THREADS:
@@ -117,7 +132,7 @@ static dms_status take(arguments *a, int option, char *const *argv)
 
 static dms_status parse(arguments *a, int argc, char **argv)
 {
-    static const char *const benches[] = {"gemm", "prefill", "decode", "train", "all"};
+    static const char *const benches[] = {"gemm", "prefill", "decode", "train", "all", "sweep"};
     int option;
     bool known = false;
     *a = (arguments){.what = "all",
@@ -142,10 +157,12 @@ static dms_status parse(arguments *a, int argc, char **argv)
         a->what = argv[optind + 1];
     for (size_t i = 0; i < sizeof(benches) / sizeof(benches[0]); i++)
         known |= !strcmp(a->what, benches[i]);
-    return known ? DMS_OK
-                 : dms_fail(DMS_ERR_ARG,
-                            "the benchmark is \"%s\", expected gemm, prefill, decode, train or all",
-                            a->what);
+    return known
+               ? DMS_OK
+               : dms_fail(DMS_ERR_ARG,
+                          "the benchmark is \"%s\", expected gemm, prefill, decode, train, all or "
+                          "sweep",
+                          a->what);
 }
 
 static bool wants(const app *a, const char *bench)
@@ -155,13 +172,28 @@ static bool wants(const app *a, const char *bench)
 
 /* ---- output --------------------------------------------------------------------------------- */
 
+/* What a line of a sweep has besides; false: no memory. */
+static bool add_point(json_t *line, const dms_bench_point *p)
+{
+    return !json_object_set_new(line, "fits", json_boolean(p->fits)) &&
+           (!p->fits ||
+            (!json_object_set_new(line, "weight_bytes", json_integer((json_int_t)p->weights)) &&
+             !json_object_set_new(line, "kv_bytes", json_integer((json_int_t)p->kv)) &&
+             !json_object_set_new(line, "kv_peak_bytes",
+                                  json_integer((json_int_t)p->stats.peak_bytes)) &&
+             !json_object_set_new(line, "cache_cr", json_real(dms_cache_ratio(&p->stats)))));
+}
+
 static dms_status print_json(const result *r, const dms_sample *s)
 {
-    json_t *line = json_pack(
-        "{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean",
-        dms_sample_mean(s) / r->scale, "deviation", dms_sample_deviation(s) / r->scale, "best",
-        dms_sample_best(s) / r->scale, "n", s->n, "unit", r->unit, "note", r->note);
-    if (!line || (r->share >= 0 && json_object_set_new(line, "share", json_real(r->share)))) {
+    json_t *line =
+        !s->n ? json_pack("{ss ss ss}", "bench", r->bench, "case", r->what, "note", r->note)
+              : json_pack("{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean",
+                          dms_sample_mean(s) / r->scale, "deviation",
+                          dms_sample_deviation(s) / r->scale, "best", dms_sample_best(s) / r->scale,
+                          "n", s->n, "unit", r->unit, "note", r->note);
+    if (!line || (r->share >= 0 && json_object_set_new(line, "share", json_real(r->share))) ||
+        (r->point && !add_point(line, r->point))) {
         json_decref(line);
         return dms_fail(DMS_ERR_NOMEM, "no memory for a JSON object, or a figure is not finite");
     }
@@ -178,8 +210,10 @@ static dms_status print(const app *a, const result *r, const dms_sample *s)
     if (a->args->json) {
         DMS_TRY(print_json(r, s));
     } else {
-        printf("%-8s %-30s %9.1f +- %6.1f %-8s", r->bench, r->what, dms_sample_mean(s) / r->scale,
-               dms_sample_deviation(s) / r->scale, r->unit);
+        printf("%-8s %-30s", r->bench, r->what);
+        if (s->n)
+            printf(" %9.1f +- %6.1f %-8s", dms_sample_mean(s) / r->scale,
+                   dms_sample_deviation(s) / r->scale, r->unit);
         if (r->share >= 0)
             printf(" %5.1f %%", 100 * r->share);
         printf("  %s\n", r->note);
@@ -226,13 +260,18 @@ static dms_status bench_gemm(app *a)
 
 static dms_status bench_memory(app *a)
 {
-    enum { BYTES = 512 << 20 };
+    enum { READ = 512 << 20, COPY = 1 << 30, EMULATED = 16 << 20 };
+    const dms_device_kind kind = a->device->kind;
+    const int bytes = kind == DMS_CPU ? READ : kind == DMS_CUDA ? COPY : EMULATED;
     dms_sample rate;
     result r = {.bench = "memory", .unit = "GB/s", .scale = 1e9, .share = -1};
-    if (a->device->kind != DMS_CPU)
-        return DMS_OK; /* the host's memory says nothing about the device's */
-    DMS_TRY(dms_bench_bandwidth(&rate, a->device->threads, BYTES, 8));
-    snprintf(r.what, sizeof(r.what), "read %d MiB", BYTES >> 20);
+    if (kind == DMS_CPU)
+        DMS_TRY(dms_bench_bandwidth(&rate, a->device->threads, (size_t)bytes, 8));
+    else
+        DMS_TRY(dms_bench_copy(&rate, a->device, (size_t)bytes, 8));
+    snprintf(r.what, sizeof(r.what), "%s %d MiB", kind == DMS_CPU ? "read" : "copy", bytes >> 20);
+    if (kind != DMS_CPU)
+        snprintf(r.note, sizeof(r.note), "bytes read and written");
     a->bandwidth = dms_sample_best(&rate);
     return print(a, &r, &rate);
 }
@@ -273,7 +312,11 @@ static dms_status bench_prefill(app *a)
 static dms_status decode_one(app *a, int batch, bool dense)
 {
     const dms_model *m = a->file->model;
-    const dms_bench_decode_options o = {m, batch, a->args->prompt, a->args->steps, dense};
+    const dms_bench_decode_options o = {.model = m,
+                                        .batch = batch,
+                                        .prompt = a->args->prompt,
+                                        .steps = a->args->steps,
+                                        .dense = dense};
     const double bytes = (double)dms_bench_weight_bytes(m);
     dms_sample rate;
     dms_cache_stats stats;
@@ -295,6 +338,50 @@ static dms_status bench_decode(app *a)
         DMS_TRY(decode_one(a, batches[i], true));
         if (a->file->model->gate.kind != DMS_GATE_NONE)
             DMS_TRY(decode_one(a, batches[i], false));
+    }
+    return DMS_OK;
+}
+
+/* ---- sweep ---------------------------------------------------------------------------------- */
+
+/* prompt is cut to what the model's positions leave. */
+static dms_status sweep_one(app *a, int batch, int64_t prompt, bool dense)
+{
+    const dms_model *m = a->file->model;
+    const int repetitions = (int)a->args->repetitions;
+    dms_bench_decode_options o = {
+        .model = m, .batch = batch, .steps = a->args->steps, .dense = dense, .once = true};
+    const int64_t left = m->rope_table.shape[0] - dms_bench_decode_tokens(&o, repetitions);
+    dms_bench_point p;
+    result r = {.bench = "sweep", .unit = "tok/s", .scale = 1, .share = -1, .point = &p};
+    o.prompt = prompt < left ? prompt : left;
+    DMS_TRY(dms_bench_sweep_point(&p, &o, repetitions));
+    snprintf(r.what, sizeof(r.what), "%s B=%d prompt=%" PRId64, dense ? "dense" : "freed", batch,
+             o.prompt);
+    if (!p.fits) {
+        snprintf(r.note, sizeof(r.note), "does not fit into memory");
+    } else {
+        r.share = (p.weights + p.kv) / batch * dms_sample_mean(&p.rate) / a->bandwidth;
+        snprintf(r.note, sizeof(r.note), "of bandwidth; a step reads %.1f MB of KV, CR %.2f",
+                 p.kv / 1e6, dms_cache_ratio(&p.stats));
+    }
+    return print(a, &r, &p.rate);
+}
+
+static dms_status bench_sweep(app *a)
+{
+    static const dms_bench_list batches[] = {{2, {1, 4}}, {4, {1, 8, 32, 128}}};
+    static const dms_bench_list prompts[] = {{2, {128, 512}}, {3, {512, 2048, 8192}}};
+    const bool gpu = a->device->kind == DMS_CUDA;
+    const arguments *o = a->args;
+    const dms_bench_list *b = o->batches.n ? &o->batches : &batches[gpu];
+    const dms_bench_list *p = o->prompts.n ? &o->prompts : &prompts[gpu];
+    for (int i = 0; i < b->n * p->n; i++) {
+        const int batch = (int)b->values[i / p->n];
+        const int64_t prompt = p->values[i % p->n];
+        DMS_TRY(sweep_one(a, batch, prompt, true));
+        if (a->file->model->gate.kind != DMS_GATE_NONE)
+            DMS_TRY(sweep_one(a, batch, prompt, false));
     }
     return DMS_OK;
 }
@@ -446,19 +533,28 @@ static dms_status check_lengths(const app *a)
                         "--context is %" PRId64 ", expected at most the model's %" PRId64
                         " positions",
                         o->context, m->config.max_positions);
-    if (wants(a, "decode") && o->prompt + o->steps > positions)
+    const dms_bench_decode_options decode = {.model = m, .prompt = o->prompt, .steps = o->steps};
+    const int64_t tokens = dms_bench_decode_tokens(&decode, 1);
+    if (wants(a, "decode") && tokens > positions)
         return dms_fail(DMS_ERR_ARG,
                         "--prompt and --steps are %" PRId64 " tokens in all, expected at most "
                         "%" PRId64,
-                        o->prompt + o->steps, positions);
+                        tokens, positions);
+    const int64_t swept = dms_bench_decode_steps(&decode, (int)o->repetitions);
+    if (!strcmp(o->what, "sweep") && swept >= positions)
+        return dms_fail(DMS_ERR_ARG,
+                        "--repetitions times --steps are %" PRId64 " tokens, expected fewer than "
+                        "the model's %" PRId64 " positions",
+                        swept, positions);
     return DMS_OK;
 }
 
 static dms_status run(app *a)
 {
-    if (strcmp(a->args->what, "decode") != 0)
+    const bool sweep = !strcmp(a->args->what, "sweep");
+    if (strcmp(a->args->what, "decode") != 0 && !sweep)
         DMS_TRY(bench_gemm(a));
-    if (wants(a, "gemm") || wants(a, "decode"))
+    if (wants(a, "gemm") || wants(a, "decode") || sweep)
         DMS_TRY(bench_memory(a));
     if (wants(a, "prefill"))
         DMS_TRY(bench_prefill(a));
@@ -466,6 +562,8 @@ static dms_status run(app *a)
         DMS_TRY(bench_decode(a));
     if (wants(a, "train"))
         DMS_TRY(bench_train(a));
+    if (sweep)
+        DMS_TRY(bench_sweep(a));
     return DMS_OK;
 }
 

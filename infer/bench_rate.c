@@ -166,3 +166,41 @@ dms_status dms_bench_bandwidth(dms_sample *rate, int threads, size_t bytes, int 
     free(x);
     return DMS_OK;
 }
+
+/* Seconds of `n` copies. */
+static dms_status time_copies(double *seconds, dms_tensor *to, const dms_tensor *from, int n)
+{
+    const double start = dms_bench_now();
+    for (int i = 0; i < n; i++)
+        DMS_TRY(dms_cast(to, from));
+    DMS_TRY(dms_bench_wait(to));
+    *seconds = dms_bench_now() - start;
+    return DMS_OK;
+}
+
+static dms_status run_copies(dms_sample *rate, dms_arena *arena, int64_t n, int repetitions)
+{
+    enum { COPIES = 8 }; /* of one measurement, so that waiting for the last does not count */
+    dms_tensor from = {.dtype = DMS_F32, .rank = 1, .shape = {n}}, to = from;
+    double seconds;
+    DMS_TRY(dms_arena_place(arena, &from));
+    DMS_TRY(dms_arena_place(arena, &to));
+    DMS_TRY(from.device->zero(from.device, from.data, dms_tensor_bytes(&from)));
+    DMS_TRY(time_copies(&seconds, &to, &from, 1));
+    for (int i = 0; i < repetitions; i++) {
+        DMS_TRY(time_copies(&seconds, &to, &from, COPIES));
+        dms_sample_add(rate, 2.0 * COPIES * (double)dms_tensor_bytes(&from) / seconds);
+    }
+    return DMS_OK;
+}
+
+dms_status dms_bench_copy(dms_sample *rate, dms_device *device, size_t bytes, int repetitions)
+{
+    const int64_t n = (int64_t)(bytes / sizeof(float));
+    dms_arena arena = {0};
+    *rate = (dms_sample){0};
+    DMS_TRY(dms_arena_open(&arena, device, 2 * bytes + 4096));
+    const dms_status status = run_copies(rate, &arena, n, repetitions);
+    dms_arena_close(&arena);
+    return status;
+}

@@ -35,4 +35,8 @@ dms_status dms_bench_gemm(dms_sample *rate, const dms_bench_product *p, int repe
 /* Bytes a second that `threads` host threads read from a buffer of `bytes`, together. */
 dms_status dms_bench_bandwidth(dms_sample *rate, int threads, size_t bytes, int repetitions);
 
+/* Bytes a second, read and written ones together, of copies of `bytes` bytes within the device's
+ * memory, by dms_cast of f32 to f32. DMS_ERR_NOMEM where there is no room for two such buffers. */
+dms_status dms_bench_copy(dms_sample *rate, dms_device *device, size_t bytes, int repetitions);
+
 #endif

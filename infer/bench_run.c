@@ -6,8 +6,6 @@
 #include "kernels/rng.h"
 #include "model/dms.h"
 
-enum { MAX_BATCH = 64 };
-
 void dms_bench_ids(int32_t *ids, int64_t n, int64_t vocab, uint64_t seed)
 {
     for (int64_t i = 0; i < n; i++)
@@ -157,15 +155,32 @@ static dms_status admit_all(decode *d)
     return DMS_OK;
 }
 
+/* Steps before those that --steps asks for: a graph is recorded in the second. */
+static int64_t extra_steps(const dms_bench_decode_options *o)
+{
+    return o->model->device->record ? 2 : 0;
+}
+
+int64_t dms_bench_decode_steps(const dms_bench_decode_options *options, int repetitions)
+{
+    return repetitions * (options->steps + extra_steps(options));
+}
+
+int64_t dms_bench_decode_tokens(const dms_bench_decode_options *options, int repetitions)
+{
+    return options->prompt + dms_bench_decode_steps(options, options->once ? repetitions : 1);
+}
+
 static dms_status time_steps(decode *d, double *rate)
 {
     const dms_bench_decode_options *o = d->options;
     double start = 0;
-    for (int64_t i = 0; i < o->steps; i++) {
-        int32_t tokens[MAX_BATCH];
+    for (int64_t i = -extra_steps(o); i < o->steps; i++) {
+        int32_t tokens[DMS_MAX_BENCH_BATCH];
         dms_bench_ids(tokens, o->batch, o->model->config.vocab, 100 + (uint64_t)i);
         DMS_TRY(dms_session_decode(d->session, d->logits, d->sequences, tokens, o->batch));
-        start = i ? start : dms_bench_now();
+        if (i == 0)
+            start = dms_bench_now();
     }
     *rate = (double)o->batch * (double)(o->steps - 1) / (dms_bench_now() - start);
     return DMS_OK;
@@ -174,13 +189,15 @@ static dms_status time_steps(decode *d, double *rate)
 static dms_status run_decode(decode *d, dms_sample *rate, dms_cache_stats *stats, int repetitions)
 {
     dms_cache *cache = dms_session_cache(d->session);
+    const bool once = d->options->once;
     for (int i = 0; i < repetitions; i++) {
         double value;
-        DMS_TRY(admit_all(d));
+        if (!once || i == 0)
+            DMS_TRY(admit_all(d));
         DMS_TRY(time_steps(d, &value));
         dms_sample_add(rate, value);
         DMS_TRY(dms_cache_measure(stats, cache));
-        for (int b = 0; b < d->options->batch; b++)
+        for (int b = 0; !once && b < d->options->batch; b++)
             DMS_TRY(dms_cache_release(cache, d->sequences[b]));
     }
     return DMS_OK;
@@ -190,13 +207,13 @@ dms_status dms_bench_decode(dms_sample *rate, dms_cache_stats *stats,
                             const dms_bench_decode_options *options, int repetitions)
 {
     const dms_bench_decode_options *o = options;
-    if (o->batch < 1 || o->batch > MAX_BATCH || o->steps < 2 || o->prompt < 1)
+    if (o->batch < 1 || o->batch > DMS_MAX_BENCH_BATCH || o->steps < 2 || o->prompt < 1)
         return dms_fail(DMS_ERR_ARG, "decoding %d sequences, expected 1 to %d", o->batch,
-                        MAX_BATCH);
+                        DMS_MAX_BENCH_BATCH);
     decode d = {.options = o};
     dms_status status = DMS_OK;
     const dms_session_options session = {.model = o->model,
-                                         .context = o->prompt + o->steps,
+                                         .context = dms_bench_decode_tokens(o, repetitions),
                                          .max_sequences = o->batch,
                                          .kv_dtype = o->model->matrix_type,
                                          .dense = o->dense};

@@ -14,9 +14,10 @@ struct dms_cache {
     int free_capacity; /* entries that paged.free_pages has memory for */
     int64_t *lengths;  /* [S], tokens; -1: not admitted */
     bool *entering;    /* [S], a pass has begun and was not committed */
-    int32_t *live;     /* [S*L*G], host copy for a moment */
-    int64_t counted;   /* READS at the last commit */
-    int64_t decode_reads, single_reads, dense_reads;
+    int32_t *live;     /* [S*L*G], host copy, not below the device's while `known` */
+    int64_t spare;     /* free pages at least, while `known` */
+    bool known;
+    int64_t dense_reads;
     size_t index_bytes, peak_bytes;
 };
 
@@ -264,24 +265,67 @@ static int64_t pages_more(const dms_cache *c, int64_t live, int64_t tokens)
     return (live + tokens + slots - 1) / slots - (live + slots - 1) / slots;
 }
 
+/* Counts `tokens` more slots in the units of one layer of a sequence, or of all layers where layer
+ * is -1, as far as the host knows; returns the pages that this can take. */
+static int64_t grow_units(dms_cache *c, int32_t sequence, int64_t tokens, int layer)
+{
+    const dms_paged *p = &c->paged;
+    const int64_t first = ((int64_t)sequence * p->layers + (layer < 0 ? 0 : layer)) * p->groups;
+    const int64_t end = first + (layer < 0 ? (int64_t)p->layers * p->groups : p->groups);
+    int64_t pages = 0;
+    for (int64_t u = first; u < end; u++) {
+        pages += pages_more(c, c->live[u], tokens);
+        c->live[u] += (int32_t)tokens;
+    }
+    return pages;
+}
+
+static int64_t grow_all(dms_cache *c, const int32_t *sequences, int n, int64_t tokens, int layer)
+{
+    int64_t pages = 0;
+    for (int i = 0; i < n; i++)
+        pages += grow_units(c, sequences[i], tokens, layer);
+    return pages;
+}
+
+/* Reads how many slots are live and how many pages are free. */
+static dms_status look(dms_cache *c)
+{
+    const dms_paged *p = &c->paged;
+    int64_t counters[DMS_PAGED_COUNTERS];
+    DMS_TRY(
+        p->device->download(p->device, c->live, p->live, (size_t)unit_count(c) * sizeof(int32_t)));
+    DMS_TRY(read_counters(counters, c));
+    c->spare = counters[DMS_PAGED_FREE];
+    return DMS_OK;
+}
+
+/* Slots in use are at most what they were at the last look and what was entered since, so pages are
+ * too. While that bound fits into the pages that were free then, the device is not asked, and the
+ * host runs ahead of it. */
+static dms_status reserve(dms_cache *c, const int32_t *sequences, int n, int64_t tokens, int layer)
+{
+    if (c->known) {
+        c->spare -= grow_all(c, sequences, n, tokens, layer);
+        if (c->spare >= 0)
+            return DMS_OK;
+    }
+    c->known = false;
+    DMS_TRY(look(c));
+    const int64_t wanted = grow_all(c, sequences, n, tokens, layer);
+    for (; c->spare < wanted; c->spare += c->paged.slab_pages)
+        DMS_TRY(add_slab(c, c->spare));
+    c->spare -= wanted;
+    c->known = true;
+    return DMS_OK;
+}
+
 dms_status dms_cache_reserve(dms_cache *cache, const int32_t *sequences, int n, int64_t tokens,
                              int layer)
 {
-    const dms_paged *p = &cache->paged;
-    const int64_t units = layer < 0 ? (int64_t)p->layers * p->groups : p->groups;
-    int64_t wanted = 0, counters[DMS_PAGED_COUNTERS];
-    for (int i = 0; i < n; i++) {
+    for (int i = 0; i < n; i++)
         DMS_TRY(check_sequence(cache, sequences[i]));
-        const int64_t first =
-            ((int64_t)sequences[i] * p->layers + (layer < 0 ? 0 : layer)) * p->groups;
-        DMS_TRY(p->device->download(p->device, cache->live, p->live + first,
-                                    (size_t)units * sizeof(int32_t)));
-        for (int64_t u = 0; u < units; u++)
-            wanted += pages_more(cache, cache->live[u], tokens);
-    }
-    DMS_TRY(read_counters(counters, cache));
-    for (int64_t have = counters[DMS_PAGED_FREE]; have < wanted; have += p->slab_pages)
-        DMS_TRY(add_slab(cache, have));
+    DMS_TRY(reserve(cache, sequences, n, tokens, layer));
     for (int i = 0; i < n; i++)
         cache->entering[sequences[i]] = true;
     return DMS_OK;
@@ -291,11 +335,6 @@ dms_status dms_cache_commit(dms_cache *cache, const int32_t *sequences, int n, i
                             bool decode)
 {
     const int64_t heads = (int64_t)cache->paged.layers * cache->paged.groups;
-    int64_t counters[DMS_PAGED_COUNTERS];
-    DMS_TRY(read_counters(counters, cache));
-    const int64_t reads = counters[DMS_PAGED_READS] - cache->counted;
-    cache->counted = counters[DMS_PAGED_READS];
-    *(decode ? &cache->decode_reads : &cache->single_reads) += reads;
     for (int i = 0; i < n; i++) {
         cache->lengths[sequences[i]] += tokens;
         cache->entering[sequences[i]] = false;
@@ -314,6 +353,7 @@ dms_status dms_cache_trim(dms_cache *cache)
     const int keep = (int)((used + p->slab_pages - 1) / p->slab_pages);
     if (keep == cache->slabs)
         return DMS_OK;
+    cache->known = false;
     DMS_TRY(dms_paged_pack(p, keep * p->slab_pages));
     while (cache->slabs > keep)
         p->device->release(p->device, cache->slab_table[--cache->slabs]);
@@ -335,9 +375,9 @@ dms_status dms_cache_measure(dms_cache_stats *out, const dms_cache *cache)
         .live_slots = counters[DMS_PAGED_LIVE],
         .dense_slots = tokens * p->layers * p->groups,
         .peak_slots = counters[DMS_PAGED_PEAK],
-        .kv_reads = cache->decode_reads,
+        .kv_reads = counters[DMS_PAGED_READS],
         .dense_reads = cache->dense_reads,
-        .prefill_reads = cache->single_reads + counters[DMS_PAGED_VISIBLE],
+        .prefill_reads = counters[DMS_PAGED_VISIBLE],
         .pages = pages,
         .slabs = cache->slabs,
         .used_bytes = (size_t)pages * dms_page_bytes(p),
@@ -349,15 +389,16 @@ dms_status dms_cache_measure(dms_cache_stats *out, const dms_cache *cache)
     return DMS_OK;
 }
 
-dms_status dms_cache_measure_layers(dms_cache_layer *layers, const dms_cache *cache, int sequence)
+dms_status dms_cache_measure_layers(dms_cache_layer *layers, dms_cache *cache, int sequence)
 {
     const dms_paged *p = &cache->paged;
     const int64_t units = (int64_t)p->layers * p->groups;
     DMS_TRY(check_sequence(cache, sequence));
-    DMS_TRY(p->device->download(p->device, cache->live, p->live + sequence * units,
+    int32_t *all = cache->live + sequence * units; /* true counts are bounds as well */
+    DMS_TRY(p->device->download(p->device, all, p->live + sequence * units,
                                 (size_t)units * sizeof(int32_t)));
     for (int i = 0; i < p->layers; i++) {
-        const int32_t *live = cache->live + (int64_t)i * p->groups;
+        const int32_t *live = all + (int64_t)i * p->groups;
         int64_t sum = 0;
         layers[i] = (dms_cache_layer){live[0], live[0], 0};
         for (int g = 0; g < p->groups; g++) {

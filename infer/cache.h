@@ -69,7 +69,7 @@ dms_status dms_cache_trim(dms_cache *cache);
 
 dms_status dms_cache_measure(dms_cache_stats *out, const dms_cache *cache);
 /* layers: [L]. DMS_ERR_ARG where there is no such sequence. */
-dms_status dms_cache_measure_layers(dms_cache_layer *layers, const dms_cache *cache, int sequence);
+dms_status dms_cache_measure_layers(dms_cache_layer *layers, dms_cache *cache, int sequence);
 
 /* Cache CR of method.md section 5; 1 for an empty cache. */
 static inline double dms_cache_ratio(const dms_cache_stats *s)

@@ -3,12 +3,15 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+#include "infer/replay.h"
+
 enum { CHUNK = 256 };
 
 struct dms_session {
     dms_session_options options;
     dms_cache *cache;
     dms_tape *tape;
+    dms_replay *replay;
     dms_arena memory;  /* of the three tensors below */
     dms_tensor inputs; /* [3, rows], i32: token ids, positions, sequences */
     dms_tensor logits; /* [max_sequences, V] */
@@ -55,12 +58,12 @@ static dms_tensor view(const dms_tensor *from, int64_t first, int rank, int64_t 
 
 /* One pass over n sequences of `tokens` tokens each; ids and positions are staged. */
 static dms_var *forward(dms_session *s, dms_tape *tape, const int32_t *sequences, int64_t n,
-                        int64_t tokens)
+                        int64_t tokens, bool prefill)
 {
     const dms_tensor ids = view(&s->inputs, 0, 2, n, tokens);
     const dms_tensor positions = view(&s->inputs, s->rows, 2, n, tokens);
     const dms_tensor units = view(&s->inputs, 2 * s->rows, 1, n, 1);
-    const dms_paged_rows rows = {&units, &positions, 0};
+    const dms_paged_rows rows = {&units, &positions, 0, prefill};
     dms_cached_context context = {s->cache, sequences, &rows, s->options.dense};
     const dms_pass pass = {.tape = tape,
                            .model = s->options.model,
@@ -83,7 +86,7 @@ static dms_status measure(dms_session *s, dms_tape_options *o)
         dms_tape_options measuring = *o;
         measuring.measure = true;
         DMS_TRY(dms_tape_open(&tape, &measuring));
-        forward(s, tape, NULL, shapes[i][0], shapes[i][1]);
+        forward(s, tape, NULL, shapes[i][0], shapes[i][1], i == 0);
         const dms_status status = dms_tape_status(tape);
         dms_tape_peak(tape, &keep, &scratch);
         dms_tape_close(tape);
@@ -173,9 +176,12 @@ dms_status dms_session_open(dms_session **out, const dms_session_options *option
     DMS_TRY_OR(fail, open_buffers(s));
     DMS_TRY_OR(fail, open_tape(s));
     DMS_TRY_OR(fail, open_cache(s));
+    DMS_TRY_OR(fail, dms_replay_open(&s->replay, options->model->device, options->max_sequences));
     *out = s;
     return DMS_OK;
 fail:
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("a shorter context or fewer sequences need less");
     dms_session_close(s);
     return status;
 }
@@ -184,6 +190,7 @@ void dms_session_close(dms_session *session)
 {
     if (!session)
         return;
+    dms_replay_close(session->replay);
     dms_cache_close(session->cache);
     dms_tape_close(session->tape);
     dms_arena_close(&session->memory);
@@ -226,37 +233,43 @@ static void stage(dms_session *s, int64_t i, int32_t sequence, const int32_t *id
     s->staged[2 * s->rows + i] = sequence;
 }
 
-/* Runs what is staged; x: hidden states of all rows. */
-static dms_status run(dms_session *s, dms_var **x, const int32_t *sequences, int n, int64_t tokens)
+static dms_status upload_staged(dms_session *s)
 {
     dms_device *dev = s->inputs.device;
-    DMS_TRY(dev->upload(dev, s->inputs.data, s->staged, dms_tensor_bytes(&s->inputs)));
-    *x = forward(s, s->tape, sequences, n, tokens);
-    return dms_tape_status(s->tape);
+    return dev->upload(dev, s->inputs.data, s->staged, dms_tensor_bytes(&s->inputs));
 }
 
-/* host: [n, V] = head times rows [first, first + n) of x. */
-static dms_status read_logits(dms_session *s, float *host, const dms_tensor *x, int64_t first,
-                              int64_t n)
+/* s->logits[0, n) = head times rows [first, first + n) of x. */
+static dms_status project(dms_session *s, const dms_tensor *x, int64_t first, int64_t n)
 {
     const dms_model *m = s->options.model;
     const int64_t width = m->config.width;
     const dms_tensor rows = view(x, first * width, 2, n, width);
     dms_tensor logits = view(&s->logits, 0, 2, n, m->config.vocab);
-    DMS_TRY(dms_linear(&logits, &rows, &m->head->value, NULL));
-    return m->device->download(m->device, host, logits.data, dms_tensor_bytes(&logits));
+    return dms_linear(&logits, &rows, &m->head->value, NULL);
+}
+
+static dms_status download_logits(dms_session *s, float *host, int64_t n)
+{
+    dms_device *dev = s->logits.device;
+    const dms_tensor logits = view(&s->logits, 0, 2, n, s->options.model->config.vocab);
+    return dev->download(dev, host, logits.data, dms_tensor_bytes(&logits));
 }
 
 static dms_status prefill_chunk(dms_session *s, float *logits, int32_t sequence,
                                 const int32_t *tokens, int64_t n)
 {
-    dms_var *x = NULL;
     stage(s, 0, sequence, tokens, n);
     if (n == 1) /* longer chunks reserve for each layer in turn */
         DMS_TRY(dms_cache_reserve(s->cache, &sequence, 1, 1, -1));
-    DMS_TRY(run(s, &x, &sequence, 1, n));
+    DMS_TRY(upload_staged(s));
+    const dms_var *x = forward(s, s->tape, &sequence, 1, n, true);
+    DMS_TRY(dms_tape_status(s->tape));
     DMS_TRY(dms_cache_commit(s->cache, &sequence, 1, n, false));
-    return logits ? read_logits(s, logits, &x->value, n - 1, 1) : DMS_OK;
+    if (!logits)
+        return DMS_OK;
+    DMS_TRY(project(s, &x->value, n - 1, 1));
+    return download_logits(s, logits, 1);
 }
 
 dms_status dms_session_prefill(dms_session *session, float *logits, int sequence,
@@ -288,15 +301,32 @@ static dms_status check_batch(const dms_session *s, const int32_t *sequences, co
     return DMS_OK;
 }
 
+typedef struct {
+    dms_session *session;
+    const int32_t *sequences;
+    int n;
+} decode_step;
+
+/* Queues one decode step; what changes from step to step lies in s->inputs and in the cache. */
+static dms_status run_step(void *context)
+{
+    const decode_step *step = context;
+    dms_session *s = step->session;
+    const dms_var *x = forward(s, s->tape, step->sequences, step->n, 1, false);
+    DMS_TRY(dms_tape_status(s->tape));
+    return project(s, &x->value, 0, step->n);
+}
+
 dms_status dms_session_decode(dms_session *session, float *logits, const int32_t *sequences,
                               const int32_t *tokens, int n)
 {
-    dms_var *x = NULL;
+    decode_step step = {session, sequences, n};
     DMS_TRY(check_batch(session, sequences, tokens, n));
     DMS_TRY(dms_cache_reserve(session->cache, sequences, n, 1, -1));
     for (int i = 0; i < n; i++)
         stage(session, i, sequences[i], tokens + i, 1);
-    DMS_TRY(run(session, &x, sequences, n, 1));
+    DMS_TRY(upload_staged(session));
+    DMS_TRY(dms_replay_run(session->replay, n, dms_cache_paged(session->cache), run_step, &step));
     DMS_TRY(dms_cache_commit(session->cache, sequences, n, 1, true));
-    return read_logits(session, logits, &x->value, 0, n);
+    return download_logits(session, logits, n);
 }

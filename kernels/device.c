@@ -9,7 +9,7 @@ dms_status dms_device_open(dms_device **out, dms_device_kind kind, int threads)
     if (threads < 0 || threads > MAX_THREADS)
         return dms_fail(DMS_ERR_ARG, "threads is %d, expected 0 (one a core) to %d", threads,
                         MAX_THREADS);
-    return kind == DMS_CUDA ? dms_cuda_open(out, threads) : dms_cpu_open(out, threads);
+    return kind == DMS_CPU ? dms_cpu_open(out, threads) : dms_cuda_open(out, kind);
 }
 
 dms_status dms_device_from_name(dms_device **out, const char *name, int threads)
@@ -18,6 +18,8 @@ dms_status dms_device_from_name(dms_device **out, const char *name, int threads)
         return dms_device_open(out, DMS_CPU, threads);
     if (!strcmp(name, "cuda"))
         return dms_device_open(out, DMS_CUDA, threads);
+    if (!strcmp(name, "cuda_emu"))
+        return dms_device_open(out, DMS_CUDA_EMU, threads);
     if (strcmp(name, "auto") != 0)
         return dms_fail(DMS_ERR_ARG, "device is \"%s\", expected auto, cpu or cuda", name);
     const dms_status status = dms_device_open(out, DMS_CUDA, threads);

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "kernels/status.h"
 
@@ -11,15 +12,18 @@ DMS_BEGIN_C
 
 typedef struct dms_device dms_device;
 typedef struct dms_op_table dms_op_table;
+typedef struct dms_graph dms_graph;
 
-typedef enum { DMS_CPU, DMS_CUDA } dms_device_kind;
+/* DMS_CUDA_EMU runs the CUDA backend, kernels and all, on the CPU: slow, for tests. */
+typedef enum { DMS_CPU, DMS_CUDA, DMS_CUDA_EMU } dms_device_kind;
 
 /* Public head of every device; a backend's own state follows it. alloc gives 64-byte aligned
- * memory that the caller ends with release (NULL is legal); its content is undefined. upload and
- * download wait until the copy is done. */
+ * memory that the caller ends with release (NULL is legal, and so is memory that queued work
+ * uses); its content is undefined. upload returns when `src` may change, download when `dst` is
+ * filled, zero when it is queued; all keep the order of the ops around them. */
 struct dms_device {
     dms_device_kind kind;
-    const char *name; /* "cpu" or "cuda" */
+    const char *name; /* "cpu", "cuda" or "cuda_emu" */
     const dms_op_table *ops;
     bool has_bf16; /* bf16 weights are multiplied in bf16 hardware, not emulated */
     int threads;   /* host threads that ops use */
@@ -29,16 +33,30 @@ struct dms_device {
     dms_status (*download)(dms_device *dev, void *dst, const void *src, size_t bytes);
     dms_status (*zero)(dms_device *dev, void *dst, size_t bytes);
     void (*close)(dms_device *dev);
+    /* NULL, or waits for the op just queued, so that its failure is reported with its name: CUDA
+     * with DMS_SYNC=1 in the environment. */
+    dms_status (*after_op)(dms_device *dev);
+    /* Graphs, NULL where the device has none: what is queued between record and recorded is noted,
+     * not run; replay queues it again, on the same addresses and with the same arguments.
+     * recorded(NULL) drops what was noted; after a failure nothing is recorded. Between the two
+     * only ops may be called: alloc, upload, download and replay fail. */
+    dms_status (*record)(dms_device *dev);
+    dms_status (*recorded)(dms_device *dev, dms_graph **out);
+    dms_status (*replay)(dms_device *dev, dms_graph *graph);
+    void (*forget)(dms_device *dev, dms_graph *graph); /* graph may be NULL */
+    uint64_t generation; /* grows when scratch memory moved: older graphs must not be replayed */
 };
 
 /* The caller owns *out and ends it with (*out)->close(*out). threads: 0 for one a core, at most
  * 1024 (DMS_ERR_ARG). Returns DMS_ERR_NODEVICE, not a crash, where the machine lacks the device. */
 dms_status dms_device_open(dms_device **out, dms_device_kind kind, int threads);
-/* The device a user named: "cpu", "cuda", or "auto", which is cuda where there is one. */
+/* The device a user named: "cpu", "cuda", "cuda_emu", or "auto", which is cuda where there is
+ * one. */
 dms_status dms_device_from_name(dms_device **out, const char *name, int threads);
 
 dms_status dms_cpu_open(dms_device **out, int threads);
-dms_status dms_cuda_open(dms_device **out, int threads);
+/* Opens the backend's module. kind: DMS_CUDA or DMS_CUDA_EMU. */
+dms_status dms_cuda_open(dms_device **out, dms_device_kind kind);
 
 DMS_END_C
 #endif

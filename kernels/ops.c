@@ -6,15 +6,9 @@
 #include <stdio.h>
 
 /* The one place every op passes through: NVTX ranges, timing and "synchronise after each op" hook
- * in here and nowhere else. */
-#define RUN(dev, op, ...) leave((dev), #op, (dev)->ops->op(__VA_ARGS__))
-
-static dms_status leave(dms_device *dev, const char *op, dms_status status)
-{
-    if (status)
-        dms_trail_note("%s on %s", op, dev->name);
-    return status;
-}
+ * in here and nowhere else. `shown` is the tensor whose shape a failure names; NULL: none. */
+#define RUN_ON(dev, shown, op, ...) leave((dev), (shown), #op, (dev)->ops->op(__VA_ARGS__))
+#define RUN(shown, op, ...) RUN_ON((shown)->device, shown, op, __VA_ARGS__)
 
 static const char *type_name(dms_dtype dtype)
 {
@@ -28,6 +22,19 @@ static void describe(char *out, size_t size, const dms_tensor *t)
     for (int i = 0; i < t->rank; i++)
         n += snprintf(out + n, size - (size_t)n, i ? ", %" PRId64 : "%" PRId64, t->shape[i]);
     snprintf(out + n, size - (size_t)n, "] %s", type_name(t->dtype));
+}
+
+static dms_status leave(dms_device *dev, const dms_tensor *shown, const char *op, dms_status status)
+{
+    char shape[112] = "";
+    if (!status && dev->after_op)
+        status = dev->after_op(dev);
+    if (!status)
+        return DMS_OK;
+    if (shown)
+        describe(shape, sizeof(shape), shown);
+    dms_trail_note("%s%s%s on %s", op, shown ? " of " : "", shape, dev->name);
+    return status;
 }
 
 static bool same_shape(const dms_tensor *a, const dms_tensor *b)
@@ -103,13 +110,13 @@ dms_status dms_add(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
 {
     DMS_TRY(expect("b", b, a));
     DMS_TRY(expect("y", y, a));
-    return RUN(a->device, add, y, a, b);
+    return RUN(a, add, y, a, b);
 }
 
 dms_status dms_axpy(dms_tensor *y, float scale, const dms_tensor *x)
 {
     DMS_TRY(expect("y", y, x));
-    return RUN(x->device, axpy, y, scale, x);
+    return RUN(x, axpy, y, scale, x);
 }
 
 dms_status dms_cast(dms_tensor *y, const dms_tensor *x)
@@ -120,7 +127,7 @@ dms_status dms_cast(dms_tensor *y, const dms_tensor *x)
     if (y->dtype == DMS_I32 || x->dtype == DMS_I32)
         return dms_fail(DMS_ERR_DTYPE, "cast is from %s to %s, expected f32 and bf16",
                         type_name(x->dtype), type_name(y->dtype));
-    return RUN(x->device, cast, y, x);
+    return RUN(x, cast, y, x);
 }
 
 dms_status dms_embedding(dms_tensor *y, const dms_tensor *ids, const dms_tensor *w)
@@ -128,21 +135,21 @@ dms_status dms_embedding(dms_tensor *y, const dms_tensor *ids, const dms_tensor 
     DMS_TRY(expect_weight("w", w, w->shape[0], dms_cols(w)));
     DMS_TRY(expect_count("ids", ids, DMS_I32, dms_rows(y)));
     DMS_TRY(expect_count("y", y, DMS_F32, dms_count(ids) * dms_cols(w)));
-    return RUN(w->device, embedding, y, ids, w);
+    return RUN(y, embedding, y, ids, w);
 }
 
 dms_status dms_embedding_bwd(dms_tensor *dw, const dms_tensor *dy, const dms_tensor *ids)
 {
     DMS_TRY(expect_count("ids", ids, DMS_I32, dms_rows(dy)));
     DMS_TRY(expect_shape("dw", dw, dy->device, DMS_F32, 2, dw->shape[0], dms_cols(dy)));
-    return RUN(dy->device, embedding_bwd, dw, dy, ids);
+    return RUN(dy, embedding_bwd, dw, dy, ids);
 }
 
 dms_status dms_swiglu(dms_tensor *y, const dms_tensor *gate, const dms_tensor *up)
 {
     DMS_TRY(expect("up", up, gate));
     DMS_TRY(expect("y", y, gate));
-    return RUN(gate->device, swiglu, y, gate, up);
+    return RUN(gate, swiglu, y, gate, up);
 }
 
 dms_status dms_swiglu_bwd(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *dy,
@@ -152,7 +159,7 @@ dms_status dms_swiglu_bwd(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *
     DMS_TRY(expect("dy", dy, gate));
     DMS_TRY(expect("dgate", dgate, gate));
     DMS_TRY(expect("dup", dup, gate));
-    return RUN(gate->device, swiglu_bwd, dgate, dup, dy, gate, up);
+    return RUN(gate, swiglu_bwd, dgate, dup, dy, gate, up);
 }
 
 static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
@@ -170,14 +177,14 @@ dms_status dms_rope(dms_tensor *y, const dms_tensor *x, const dms_rope_spec *spe
 {
     DMS_TRY(check_rope(x, spec));
     DMS_TRY(expect("y", y, x));
-    return RUN(x->device, rope, y, x, spec);
+    return RUN(x, rope, y, x, spec);
 }
 
 dms_status dms_rope_bwd(dms_tensor *dx, const dms_tensor *dy, const dms_rope_spec *spec)
 {
     DMS_TRY(check_rope(dy, spec));
     DMS_TRY(expect("dx", dx, dy));
-    return RUN(dy->device, rope_bwd, dx, dy, spec);
+    return RUN(dy, rope_bwd, dx, dy, spec);
 }
 
 static dms_status check_norm(const dms_tensor *x, const dms_tensor *w, const dms_tensor *rstd)
@@ -195,7 +202,7 @@ dms_status dms_rms_norm(dms_tensor *y, dms_tensor *rstd, const dms_tensor *x, co
 {
     DMS_TRY(check_norm(x, w, rstd));
     DMS_TRY(expect("y", y, x));
-    return RUN(x->device, rms_norm, y, rstd, x, w, eps);
+    return RUN(x, rms_norm, y, rstd, x, w, eps);
 }
 
 dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy,
@@ -205,7 +212,7 @@ dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy
     DMS_TRY(expect("dy", dy, x));
     DMS_TRY(expect("dx", dx, x));
     DMS_TRY(expect("dw", dw, w));
-    return RUN(x->device, rms_norm_bwd, dx, dw, dy, x, w, rstd);
+    return RUN(x, rms_norm_bwd, dx, dw, dy, x, w, rstd);
 }
 
 dms_status dms_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
@@ -216,7 +223,7 @@ dms_status dms_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
     DMS_TRY(expect_weight("w", w, outputs, dms_cols(x)));
     DMS_TRY(expect_shape("bias", bias, x->device, DMS_F32, 1, outputs));
     DMS_TRY(expect("y", y, &like_y));
-    return RUN(x->device, linear, y, x, w, bias);
+    return RUN(x, linear, y, x, w, bias);
 }
 
 dms_status dms_linear_bwd(const dms_linear_grads *grads, const dms_tensor *dy, const dms_tensor *x,
@@ -229,7 +236,7 @@ dms_status dms_linear_bwd(const dms_linear_grads *grads, const dms_tensor *dy, c
     DMS_TRY(expect("dx", grads->dx, x));
     DMS_TRY(expect_shape("dw", grads->dw, x->device, DMS_F32, 2, outputs, inputs));
     DMS_TRY(expect_shape("dbias", grads->dbias, x->device, DMS_F32, 1, outputs));
-    return RUN(x->device, linear_bwd, grads, dy, x, w);
+    return RUN(x, linear_bwd, grads, dy, x, w);
 }
 
 static dms_status check_logit(const dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
@@ -247,13 +254,13 @@ static dms_status check_logit(const dms_tensor *z, const dms_tensor *y, const dm
 dms_status dms_eviction_logit(dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
 {
     DMS_TRY(check_logit(z, y, spec));
-    return RUN(y->device, eviction_logit, z, y, spec);
+    return RUN(y, eviction_logit, z, y, spec);
 }
 
 dms_status dms_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz, const dms_logit_spec *spec)
 {
     DMS_TRY(check_logit(dz, dy, spec));
-    return RUN(dz->device, eviction_logit_bwd, dy, dz, spec);
+    return RUN(dz, eviction_logit_bwd, dy, dz, spec);
 }
 
 /* channels: as many rows as y; all of them lie within y's columns. */
@@ -273,7 +280,7 @@ dms_status dms_put_channels(dms_tensor *y, const dms_tensor *x, const dms_tensor
 {
     DMS_TRY(expect("y", y, x));
     DMS_TRY(check_channels(channels, y, first, step));
-    return RUN(x->device, put_channels, y, x, channels, first, step);
+    return RUN(x, put_channels, y, x, channels, first, step);
 }
 
 dms_status dms_put_channels_bwd(dms_tensor *dx, dms_tensor *dchannels, const dms_tensor *dy,
@@ -281,13 +288,13 @@ dms_status dms_put_channels_bwd(dms_tensor *dx, dms_tensor *dchannels, const dms
 {
     DMS_TRY(expect("dx", dx, dy));
     DMS_TRY(check_channels(dchannels, dy, first, step));
-    return RUN(dy->device, put_channels_bwd, dx, dchannels, dy, first, step);
+    return RUN(dy, put_channels_bwd, dx, dchannels, dy, first, step);
 }
 
 dms_status dms_gate_noise(dms_tensor *n, const dms_noise_spec *spec)
 {
     DMS_TRY(expect_rank3("n", n));
-    return RUN(n->device, gate_noise, n, spec);
+    return RUN(n, gate_noise, n, spec);
 }
 
 dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z, const dms_tensor *n,
@@ -297,7 +304,7 @@ dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z, c
     DMS_TRY(expect("n", n, z));
     DMS_TRY(expect("bias", bias, z));
     DMS_TRY(expect("d", d, z));
-    return RUN(z->device, gate_soft, bias, d, z, n, tau);
+    return RUN(z, gate_soft, bias, d, z, n, tau);
 }
 
 dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_tensor *pressure,
@@ -310,7 +317,7 @@ dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_
     DMS_TRY(expect_shape("pressure", pressure, z->device, DMS_F32, 1, z->shape[0]));
     if (!dz || !dbias || !pressure)
         return dms_fail(DMS_ERR_ARG, "gate_soft_bwd wants dz, dbias and pressure, one is NULL");
-    return RUN(z->device, gate_soft_bwd, dz, dbias, pressure, z, n, tau);
+    return RUN(z, gate_soft_bwd, dz, dbias, pressure, z, n, tau);
 }
 
 dms_status dms_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)
@@ -318,7 +325,7 @@ dms_status dms_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)
     DMS_TRY(expect_rank3("z", z));
     DMS_TRY(expect("bias", bias, z));
     DMS_TRY(expect("d", d, z));
-    return RUN(z->device, gate_hard, bias, d, z);
+    return RUN(z, gate_hard, bias, d, z);
 }
 
 static dms_status check_attention(const dms_attention_in *in)
@@ -347,7 +354,7 @@ dms_status dms_attention(dms_tensor *o, dms_tensor *lse, const dms_attention_in 
     DMS_TRY(expect("o", o, q));
     DMS_TRY(expect_shape("lse", lse, q->device, DMS_F32, 3, q->shape[0], dms_cols(q) / in->head_dim,
                          q->shape[1]));
-    return RUN(q->device, attention, o, lse, in);
+    return RUN(q, attention, o, lse, in);
 }
 
 dms_status dms_attention_bwd(const dms_attention_grads *grads, const dms_attention_in *in)
@@ -365,7 +372,7 @@ dms_status dms_attention_bwd(const dms_attention_grads *grads, const dms_attenti
         return dms_fail(DMS_ERR_ARG, "dbias is asked for, but there is no bias");
     if (grads->dbias)
         DMS_TRY(expect("dbias", grads->dbias, in->bias));
-    return RUN(q->device, attention_bwd, grads, in);
+    return RUN(q, attention_bwd, grads, in);
 }
 
 static dms_status check_heads(const dms_distill_in *in)
@@ -388,7 +395,7 @@ dms_status dms_distill(const dms_distill_out *out, const dms_distill_in *in)
     DMS_TRY(expect_count("kl", out->kl, DMS_F32, dms_rows(in->xs)));
     DMS_TRY(expect("dxs", out->dxs, in->xs));
     DMS_TRY(expect_shape("dws", out->dws, ws->device, DMS_F32, 2, ws->shape[0], ws->shape[1]));
-    return RUN(ws->device, distill, out, in);
+    return RUN(in->xs, distill, out, in);
 }
 
 dms_status dms_score(const dms_score_out *out, const dms_distill_in *in)
@@ -405,7 +412,7 @@ dms_status dms_score(const dms_score_out *out, const dms_distill_in *in)
     DMS_TRY(expect_count("kl_forward", out->kl_forward, DMS_F32, rows));
     DMS_TRY(expect_count("kl_reverse", out->kl_reverse, DMS_F32, rows));
     DMS_TRY(expect_count("agree", out->agree, DMS_F32, rows));
-    return RUN(in->ws->device, score, out, in);
+    return RUN(in->xs, score, out, in);
 }
 
 dms_status dms_compression(const dms_compression_out *out, const dms_tensor *d, float target,
@@ -416,13 +423,13 @@ dms_status dms_compression(const dms_compression_out *out, const dms_tensor *d, 
     DMS_TRY(expect_shape("loss", out->loss, d->device, DMS_F32, 1, d->shape[1]));
     DMS_TRY(expect_shape("frac", out->frac, d->device, DMS_F32, 1, d->shape[1]));
     DMS_TRY(expect_shape("pressure", out->pressure, d->device, DMS_F32, 1, d->shape[1]));
-    return RUN(d->device, compression, out, d, target, weight);
+    return RUN(d, compression, out, d, target, weight);
 }
 
 dms_status dms_l2_norm(dms_tensor *norm, const dms_tensor *g)
 {
     DMS_TRY(expect_count("norm", norm, DMS_F32, 1));
-    return RUN(g->device, l2_norm, norm, g);
+    return RUN(g, l2_norm, norm, g);
 }
 
 dms_status dms_adamw(const dms_adamw_state *state, const dms_tensor *g, const dms_tensor *norm,
@@ -434,7 +441,7 @@ dms_status dms_adamw(const dms_adamw_state *state, const dms_tensor *g, const dm
     DMS_TRY(expect_count("m", state->m, DMS_F32, n));
     DMS_TRY(expect_count("v", state->v, DMS_F32, n));
     DMS_TRY(expect_count("norm", norm, DMS_F32, 1));
-    return RUN(g->device, adamw, state, g, norm, spec);
+    return RUN(g, adamw, state, g, norm, spec);
 }
 
 /* Rows of the cache with `cols` channels in x: [n, T, cols]. */
@@ -457,7 +464,7 @@ dms_status dms_paged_append(const dms_paged *cache, const dms_paged_rows *rows, 
     DMS_TRY(expect("v", v, k));
     DMS_TRY(expect_shape("z", z, cache->device, DMS_F32, 3, k->shape[0], (int64_t)cache->groups,
                          k->shape[1]));
-    return RUN(cache->device, paged_append, cache, rows, k, v, z);
+    return RUN_ON(cache->device, k, paged_append, cache, rows, k, v, z);
 }
 
 dms_status dms_paged_attention(dms_tensor *o, const dms_paged *cache, const dms_paged_rows *rows,
@@ -469,13 +476,13 @@ dms_status dms_paged_attention(dms_tensor *o, const dms_paged *cache, const dms_
         return dms_fail(DMS_ERR_SHAPE,
                         "q has %" PRId64 " channels, expected a multiple of %" PRId64, cols, group);
     DMS_TRY(expect("o", o, q));
-    return RUN(cache->device, paged_attention, o, cache, rows, q);
+    return RUN_ON(cache->device, q, paged_attention, o, cache, rows, q);
 }
 
 dms_status dms_paged_compact(const dms_paged *cache, const dms_paged_rows *rows)
 {
     DMS_TRY(check_paged(cache, rows, "", NULL, 0));
-    return RUN(cache->device, paged_compact, cache, rows);
+    return RUN_ON(cache->device, rows->positions, paged_compact, cache, rows);
 }
 
 dms_status dms_paged_drop(const dms_paged *cache, int sequence)
@@ -483,7 +490,7 @@ dms_status dms_paged_drop(const dms_paged *cache, int sequence)
     if (sequence < 0 || sequence >= cache->sequences)
         return dms_fail(DMS_ERR_ARG, "sequence is %d, the cache has %d", sequence,
                         cache->sequences);
-    return RUN(cache->device, paged_drop, cache, sequence);
+    return RUN_ON(cache->device, NULL, paged_drop, cache, sequence);
 }
 
 dms_status dms_paged_grow(const dms_paged *cache, int first, int count)
@@ -491,12 +498,12 @@ dms_status dms_paged_grow(const dms_paged *cache, int first, int count)
     if (first < 0 || count < 0 || first > cache->pages - count)
         return dms_fail(DMS_ERR_ARG, "pages %d to %d are added, %d exist", first, first + count,
                         cache->pages);
-    return RUN(cache->device, paged_grow, cache, first, count);
+    return RUN_ON(cache->device, NULL, paged_grow, cache, first, count);
 }
 
 dms_status dms_paged_pack(const dms_paged *cache, int keep)
 {
     if (keep < 0 || keep > cache->pages)
         return dms_fail(DMS_ERR_ARG, "%d pages are to be kept, %d exist", keep, cache->pages);
-    return RUN(cache->device, paged_pack, cache, keep);
+    return RUN_ON(cache->device, NULL, paged_pack, cache, keep);
 }

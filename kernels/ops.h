@@ -8,7 +8,11 @@
  * is done by then); activations are f32, weights of linear layers and embeddings f32 or bf16, all
  * other weights f32; sums in f32 or better; results do not depend on the number of threads; no op
  * allocates. A `_bwd` op ADDS to the gradients it is given; a gradient that nobody wants is NULL.
- * Errors: DMS_ERR_SHAPE and DMS_ERR_DTYPE name the argument, what it is and what was expected.
+ * Errors: DMS_ERR_SHAPE and DMS_ERR_DTYPE name the argument, what it is and what was expected. Ids
+ * and positions out of range are DMS_ERR_ARG on the CPU; a GPU, whose memory the host does not
+ * read, gives rows of NaN and no gradient, so whoever uploads ids checks them. A failed kernel
+ * shows as DMS_ERR_DEVICE of a later call that waits. CUDA takes heads of up to 256 channels in
+ * attention, and keeps a workspace that grows while shapes are new.
  *
  * Letters: B batch, T tokens, N = B*T rows, D model width, H query heads, G key/value heads,
  * R = H/G, E head width, F feed-forward width, V vocabulary, L layers, W window. */
@@ -73,9 +77,9 @@ typedef dms_status dms_rms_norm_bwd_fn(dms_tensor *dx, dms_tensor *dw, const dms
 
 /* y[n,m] = sum over k of x[n,k] * w[m,k], + bias[m].
  * x: [.., K] f32   w: [M, K] f32 or bf16   bias: [M] f32 or NULL   y: [.., M] f32.
- * The type of w decides the arithmetic: with bf16, x is rounded to bf16 and sums are f32. A weight
- * marked `frozen` may be kept packed by the device for as long as its memory is neither released
- * nor uploaded to. */
+ * The type of w decides the arithmetic: with bf16, x is rounded to bf16 and sums are f32 (with
+ * f32, a GPU uses TF32 where DMS_TF32=1 is in the environment). A weight marked `frozen` may be
+ * kept packed by the device for as long as its memory is neither released nor uploaded to. */
 typedef dms_status dms_linear_fn(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
                                  const dms_tensor *bias);
 /* dx[n,k] += dy[n,m] w[m,k];  dw[m,k] += dy[n,m] x[n,k];  dbias[m] += dy[n,m].   dw, dbias: f32. */
@@ -147,6 +151,7 @@ typedef struct {
     const dms_tensor *bias; /* [B, G, T], finite or -infinity; NULL: plain causal attention */
     int64_t window;         /* >= 0; may exceed T */
     int head_dim;           /* E */
+    bool bf16; /* a device may round operands of products, and o, to bf16; sums are f32 */
 } dms_attention_in;
 
 /* o: [B, T, H*E]   lse: [B, H, T], log of the sum of exponentials, for the backward pass. */

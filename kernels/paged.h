@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 
+#include "kernels/portable.h"
 #include "kernels/tensor.h"
 
 DMS_BEGIN_C
@@ -22,8 +23,8 @@ enum {
     DMS_PAGED_LIVE,    /* live slots of all units */
     DMS_PAGED_PEAK,    /* the most there have been at one time */
     DMS_PAGED_FREE,    /* pages on the stack of free pages */
-    DMS_PAGED_READS,   /* slots read by single tokens: kv_reads of method.md section 5 */
-    DMS_PAGED_VISIBLE, /* pairs of query and visible slot in chunks, once a KV head */
+    DMS_PAGED_READS,   /* slots read by decoded tokens: kv_reads of method.md section 5 */
+    DMS_PAGED_VISIBLE, /* pairs of query and visible slot in prefill, once a KV head */
     DMS_PAGED_COUNTERS
 };
 
@@ -55,26 +56,27 @@ typedef struct {
     int32_t *owner; /* [2]: unit, index in its list; unit -1 in a free page */
 } dms_page;
 
-static inline int64_t dms_page_padded(const dms_paged *c)
+DMS_INLINE int64_t dms_page_padded(const dms_paged *c)
 {
     return ((int64_t)c->head_dim + 15) / 16 * 16;
 }
 
-static inline size_t dms_page_bytes(const dms_paged *c)
+DMS_INLINE size_t dms_page_bytes(const dms_paged *c)
 {
     const size_t slots = (size_t)c->page_slots, one = dms_dtype_bytes(c->dtype);
     const size_t wide = (size_t)c->head_dim + (size_t)dms_page_padded(c);
     return (slots * (wide * one + sizeof(int32_t)) + 2 * sizeof(int32_t) + 63) / 64 * 64;
 }
 
-static inline dms_page dms_page_at(const dms_paged *c, int32_t number)
+DMS_INLINE dms_page dms_page_at(const dms_paged *c, int32_t number)
 {
     const size_t slots = (size_t)c->page_slots, one = dms_dtype_bytes(c->dtype);
     char *base = (char *)c->slabs[number / c->slab_pages] +
                  (size_t)(number % c->slab_pages) * dms_page_bytes(c);
     char *v = base + slots * (size_t)c->head_dim * one;
     char *at = v + slots * (size_t)dms_page_padded(c) * one;
-    return (dms_page){base, v, (int32_t *)at, (int32_t *)at + slots};
+    const dms_page page = {base, v, (int32_t *)at, (int32_t *)at + slots};
+    return page;
 }
 
 /* Which rows of a batch an op works on. positions: [n, T], i32, consecutive in a row; each row
@@ -83,13 +85,14 @@ typedef struct {
     const dms_tensor *sequences; /* [n], i32, each in [0, S) */
     const dms_tensor *positions;
     int layer;
+    bool prefill; /* counts as VISIBLE, not as READS; chunks of T > 1 are always prefill */
 } dms_paged_rows;
 
 /* Enters T tokens of each row. First the decision z > 0 of a token becomes the eviction of the
  * token before it (method.md section 4). T = 1: the new token takes the slot of the token window +
  * 1 steps back if that one is evicted, else a new slot. T > 1: new slots only; attend, then
- * compact. k, v: [n, T, G*E]   z: [n, G, T], NULL: nothing is evicted. DMS_ERR_NOMEM when free
- * pages run out: the caller sees to that before. */
+ * compact. k, v: [n, T, G*E]   z: [n, G, T], NULL: nothing is evicted. When free pages run out,
+ * which the caller prevents: DMS_ERR_NOMEM, on a GPU a kernel that fails. */
 typedef dms_status dms_paged_append_fn(const dms_paged *cache, const dms_paged_rows *rows,
                                        const dms_tensor *k, const dms_tensor *v,
                                        const dms_tensor *z);
@@ -110,7 +113,8 @@ typedef dms_status dms_paged_drop_fn(const dms_paged *cache, int sequence);
 typedef dms_status dms_paged_grow_fn(const dms_paged *cache, int first, int count);
 
 /* Moves pages so that those in use are the first ones, and forgets free pages from `keep` on, which
- * is not below the number in use. Slots do not change. */
+ * is not below the number in use (DMS_ERR_ARG, on a GPU a kernel that fails). Slots do not change.
+ */
 typedef dms_status dms_paged_pack_fn(const dms_paged *cache, int keep);
 
 DMS_END_C

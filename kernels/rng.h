@@ -1,13 +1,17 @@
 /* Counter-based random numbers: Philox4x32-10 (Salmon et al., SC 2011). The same call gives the
- * same number on every device and in every replay. */
+ * same words, and the same uniform numbers, on every device and in every replay. Logistic noise may
+ * differ between a CPU and a GPU by the rounding of logf, so that the decision that it makes is the
+ * same wherever the argument of its gate is further than 1e-3 from 0. */
 #ifndef DMS_RNG_H
 #define DMS_RNG_H
 
 #include <math.h>
 #include <stdint.h>
 
+#include "kernels/portable.h"
+
 /* First output word for key (64 bit) and a counter of four words. */
-static inline uint32_t dms_philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
+DMS_INLINE uint32_t dms_philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3)
 {
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++) {
@@ -23,13 +27,13 @@ static inline uint32_t dms_philox(uint64_t key, uint32_t c0, uint32_t c1, uint32
 }
 
 /* Uniform in (0, 1), never an end: ((x >> 9) + 0.5) * 2^-23. */
-static inline float dms_uniform(uint32_t x)
+DMS_INLINE float dms_uniform(uint32_t x)
 {
     return ((float)(x >> 9) + 0.5f) * 0x1p-23f;
 }
 
 /* Logistic(0, 1) noise from the first Philox word: log U - log(1 - U), method.md section 3. */
-static inline float dms_logistic(uint32_t x)
+DMS_INLINE float dms_logistic(uint32_t x)
 {
     const float u = dms_uniform(x);
     return logf(u) - logf(1.0f - u);

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "kernels/device.h"
+#include "kernels/portable.h"
 
 enum { DMS_MAX_RANK = 4 };
 
@@ -42,7 +43,7 @@ static inline int64_t dms_rows(const dms_tensor *t)
     return dms_count(t) / dms_cols(t);
 }
 
-static inline size_t dms_dtype_bytes(dms_dtype dtype)
+DMS_INLINE size_t dms_dtype_bytes(dms_dtype dtype)
 {
     return dtype == DMS_BF16 ? 2 : 4;
 }

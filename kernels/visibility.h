@@ -6,16 +6,18 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/portable.h"
+
 /* Key `key` has left the window of query `query`: only now does its eviction count. The window is
  * inclusive: a key stays readable for window + 1 queries, its own included. */
-static inline bool dms_is_late(int64_t query, int64_t key, int64_t window)
+DMS_INLINE bool dms_is_late(int64_t query, int64_t key, int64_t window)
 {
     return query - key > window;
 }
 
 /* Whether `query` sees `key`. `evicted` is the decision that governs the key: the one made at
  * token key + 1. */
-static inline bool dms_is_visible(int64_t query, int64_t key, int64_t window, bool evicted)
+DMS_INLINE bool dms_is_visible(int64_t query, int64_t key, int64_t window, bool evicted)
 {
     return key <= query && !(evicted && dms_is_late(query, key, window));
 }

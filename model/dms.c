@@ -18,7 +18,8 @@ static dms_var *attend(const dms_pass *pass, dms_var *const qkv[3], dms_var *bia
                                                    .v = qkv[2],
                                                    .bias = bias,
                                                    .window = window,
-                                                   .head_dim = pass->model->config.head_dim});
+                                                   .head_dim = pass->model->config.head_dim,
+                                                   .bf16 = pass->model->matrix_type == DMS_BF16});
 }
 
 dms_var *dms_attend_dense(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Runs every test: installs what is missing, builds build/test (optimised, warnings are errors) and
-# build/sanitize (address and undefined-behaviour sanitizers), and runs both. Fails on a failing test,
-# a warning, a leak, or a test skipped without a reason; ends with a summary.
+# Runs every test: installs what is missing, builds build/test (optimised, warnings are errors, the CUDA
+# backend where there is a toolkit), build/sanitize (address and undefined-behaviour sanitizers) and
+# build/off (DMS_CUDA=OFF; the programs and what tests them), and runs them. Fails on a failing test, a
+# warning, a leak, or a test skipped without a reason; ends with a summary.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$root"
@@ -13,10 +14,13 @@ export LC_ALL=C.UTF-8 TERM=dumb
 jobs=$(nproc)
 failures=()
 
-build() { # folder, cmake options
+targets=all
+build() { # folder, cmake options; builds $targets
     local log=$1.log
     say "building $1"
-    if ! { cmake -S . -B "$@" -DDMS_WERROR=ON && cmake --build "$1" -j "$jobs"; } >"$log" 2>&1; then
+    # shellcheck disable=SC2086 # several targets
+    if ! { cmake -S . -B "$@" -DDMS_WERROR=ON &&
+        cmake --build "$1" -j "$jobs" --target $targets; } >"$log" 2>&1; then
         grep -A 12 -iE 'error|warning' "$log" | head -n 80 || true
         die "$1 does not build; see $log"
     fi
@@ -25,11 +29,11 @@ build() { # folder, cmake options
     fi
 }
 
-run() { # folder
+run() { # folder, ctest options
     local log=$1/Testing/Temporary/LastTest.log bad
     say "testing $1"
     rm -f "$log"
-    ctest --test-dir "$1" -j "$jobs" --output-on-failure --no-tests=error ||
+    ctest --test-dir "$@" -j "$jobs" --output-on-failure --no-tests=error ||
         failures+=("$1: ctest failed")
     # Under Criterion a leak is printed, but the exit status stays 0.
     bad=$(awk '/\[RUN \]/ { test = $NF }
@@ -59,12 +63,17 @@ mkdir -p build
 build build/test -DCMAKE_BUILD_TYPE=Release
 build build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g" \
     -DDMS_SANITIZE=address,undefined
+targets="$(cd build/test && echo dms-*) test_status test_programs" build build/off -DCMAKE_BUILD_TYPE=Release \
+    -DDMS_CUDA=OFF
 run build/test
 run build/sanitize
+run build/off -R '^(status|programs)$'
 
 say "summary"
 summary build/test
 summary build/sanitize
+summary build/off
+grep -h 'CUDA backend left out' build/test.log || true
 if [ ${#failures[@]} != 0 ]; then
     printf 'FAILED  %s\n' "${failures[@]}"
     exit 1

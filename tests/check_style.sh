@@ -5,7 +5,7 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 folders=(kernels autograd model infer train data checkpoints tests)
-readarray -t files < <(find "${folders[@]}" -type f -regex '.*\.\(c\|h\|cu\|cuh\)' | sort)
+readarray -t files < <(find "${folders[@]}" -type f -regex '.*\.\(c\|h\|cpp\|cu\|cuh\)' | sort)
 bad=0
 skipped=0
 
@@ -32,7 +32,7 @@ else
 fi
 
 if ctags --version 2>/dev/null | grep -q Universal; then
-    long=$(ctags -f - --langmap=C:+.cu.cuh --kinds-C=f --fields=+ne "${files[@]}" 2>/dev/null |
+    long=$(ctags -f - --langmap=C:+.cu.cuh.cpp --kinds-C=f --fields=+ne "${files[@]}" 2>/dev/null |
         awk -F'\t' '{
             for (i = 4; i <= NF; i++) {
                 if ($i ~ /^line:/) first = substr($i, 6)

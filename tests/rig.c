@@ -2,22 +2,50 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/bf16.h"
 
+static const char *const device_names[] = {
+    [DMS_CPU] = "cpu", [DMS_CUDA] = "cuda", [DMS_CUDA_EMU] = "cuda_emu"};
+
+dms_device_kind rig_device(void)
+{
+    const char *name = getenv("DMS_TEST_DEVICE");
+    size_t kind = 0;
+    while (name && kind < COUNT(device_names) && strcmp(name, device_names[kind]) != 0)
+        kind++;
+    cr_assert(kind < COUNT(device_names), "DMS_TEST_DEVICE is %s, expected cpu, cuda or cuda_emu",
+              name);
+    return (dms_device_kind)kind;
+}
+
+const char *rig_device_name(void)
+{
+    return device_names[rig_device()];
+}
+
 struct criterion_test_params rig_devices(void)
 {
-    static dms_device_kind kinds[] = {DMS_CPU};
+    static dms_device_kind kinds[1];
+    kinds[0] = rig_device();
     return cr_make_param_array(dms_device_kind, kinds, COUNT(kinds));
+}
+
+dms_device *rig_open_device(dms_device_kind kind, int threads)
+{
+    dms_device *dev = NULL;
+    const dms_status status = dms_device_open(&dev, kind, threads);
+    if (status == DMS_ERR_NODEVICE && kind == DMS_CUDA)
+        cr_skip_test("%s", dms_error_text());
+    must(status);
+    return dev;
 }
 
 rig rig_open_threads(dms_device_kind kind, int threads)
 {
     rig r = {.seed = 1};
-    const dms_status status = dms_device_open(&r.dev, kind, threads);
-    if (status == DMS_ERR_NODEVICE)
-        cr_skip_test("%s", dms_error_text());
-    must(status);
+    r.dev = rig_open_device(kind, threads);
     must(dms_arena_open(&r.arena, r.dev, (size_t)64 << 20));
     return r;
 }

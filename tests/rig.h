@@ -18,10 +18,15 @@ typedef struct {
     uint32_t seed;
 } rig;
 
-/* The parameters of every op test: one process a device. */
+/* The device under test: DMS_TEST_DEVICE (cpu, cuda_emu or cuda), by default cpu. */
+dms_device_kind rig_device(void);
+const char *rig_device_name(void);
+/* The same as the parameter of a test. */
 struct criterion_test_params rig_devices(void);
 
-/* 64 MiB of arena. Skips the test, visibly, where the machine lacks the device. */
+/* The caller closes it. Skips the test, visibly, where the machine lacks a GPU. */
+dms_device *rig_open_device(dms_device_kind kind, int threads);
+/* The same with 64 MiB of arena. */
 rig rig_open(dms_device_kind kind);
 rig rig_open_threads(dms_device_kind kind, int threads);
 void rig_close(rig *r);

@@ -139,7 +139,7 @@ Test(adamw, puts_eps_outside_the_square_root)
     const dms_adamw_spec spec = {
         .lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-3f, .step = 1};
     const float gradient = 1e-3f, weight = 0;
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     buffers b = open_buffers(&r, 1);
     const dms_adamw_state state = state_of(&b, false);
     b.g = rig_upload(&r, b.g, &gradient);
@@ -152,9 +152,10 @@ Test(adamw, puts_eps_outside_the_square_root)
 
 Test(adamw, norm_sums_as_if_in_double)
 {
-    /* one below and above the 65,536 elements of a partial sum; squares that leave f32's range */
-    static const int64_t sizes[] = {1, 13, 65535, 65536, 65537, 131101};
-    rig r = rig_open(DMS_CPU);
+    /* one below and above the 65,536 elements of a partial sum; on a GPU more than its 1024 blocks
+     * of 1024 take in one go; squares that leave f32's range */
+    static const int64_t sizes[] = {1, 13, 65535, 65536, 65537, 131101, 1050001};
+    rig r = rig_open(rig_device());
     for (size_t s = 0; s < COUNT(sizes); s++) {
         const int64_t n = sizes[s];
         const float size = s % 2 ? 1e25f : 1e-25f;
@@ -179,7 +180,7 @@ Test(adamw, norm_of_anything_not_finite_is_not_finite)
 {
     const int64_t n = 65536 + 7, places[] = {0, 21, 65535, 65536, n - 1};
     const float values[] = {INFINITY, -INFINITY, NAN};
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_tensor norm = rig_empty(&r, rig_shape(1, 0, 0, 0));
     float *host = calloc((size_t)n, sizeof(float));
     for (size_t p = 0; p < COUNT(places); p++)

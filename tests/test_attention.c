@@ -6,15 +6,16 @@
 #include "kernels/cpu/vec.h"
 #include "tests/rig.h"
 
-typedef enum { NO_BIAS, SOFT, HARD, ALL_EVICTED } bias_kind;
+typedef enum { NO_BIAS, SOFT, HARD, ALL_EVICTED, STRETCHES } bias_kind;
 
 typedef struct {
     int64_t batch, tokens, heads, groups, width, window;
     bias_kind bias;
 } attention_case;
 
-/* Blocks hold 64 queries, 64 keys (16 near the diagonal) and vectors of up to 16 floats; register
- * tiles have 6 rows and 64 columns. */
+/* On the CPU blocks hold 64 queries, 64 keys (16 near the diagonal) and vectors of up to 16 floats;
+ * register tiles have 6 rows and 64 columns. On CUDA blocks hold 32 queries and 32 keys, of widths
+ * 16, 32, 64, 128 and 256. */
 static const attention_case cases[] = {
     {1, 1, 1, 1, 1, 0, SOFT},           {2, 2, 3, 3, 2, 0, HARD},
     {1, 7, 3, 1, 5, 0, SOFT},           {2, 15, 4, 1, 16, 6, HARD},
@@ -27,6 +28,9 @@ static const attention_case cases[] = {
     {1, 67, 2, 2, 128, 1000, HARD},     {1, 131, 3, 1, 80, 16, NO_BIAS},
     {2, 97, 4, 1, 48, 0, NO_BIAS},      {1, 130, 1, 1, 8, 1, ALL_EVICTED},
     {1, 70, 3, 1, 4, INT64_MAX, SOFT},  {1, 260, 2, 1, 16, 0, ALL_EVICTED},
+    {2, 31, 7, 1, 24, 32, SOFT},        {1, 32, 2, 1, 40, 31, HARD},
+    {1, 33, 3, 3, 33, 1, HARD},         {1, 233, 2, 2, 9, 9, STRETCHES},
+    {2, 65, 2, 1, 96, 1, SOFT},
 };
 
 typedef struct {
@@ -36,9 +40,13 @@ typedef struct {
     dms_attention_grads grads;
 } problem;
 
-static float bias_value(rig *r, bias_kind kind)
+/* The bias of key i. STRETCHES: 80 keys evicted, then 20 kept, so that whole tiles are skipped and
+ * others follow them. */
+static float bias_value(rig *r, bias_kind kind, int64_t i)
 {
     const float x = rig_random(r);
+    if (kind == STRETCHES)
+        return i % 100 < 80 ? -INFINITY : 0.0f;
     if (kind == SOFT)
         return -log1pf(expf(10.0f * x));
     return kind == ALL_EVICTED || x > -0.6f ? -INFINITY : 0.0f;
@@ -52,7 +60,7 @@ static void make(problem *p, rig *r, const attention_case *c)
     const dms_tensor m = rig_shape(c->batch, c->groups, c->tokens, 0);
     float *bias = malloc((size_t)dms_count(&m) * sizeof(float));
     for (int64_t i = 0; i < dms_count(&m); i++)
-        bias[i] = bias_value(r, c->bias);
+        bias[i] = bias_value(r, c->bias, i);
     *p = (problem){
         .of = *c,
         .q = rig_noise(r, q),
@@ -69,8 +77,8 @@ static void make(problem *p, rig *r, const attention_case *c)
     };
     free(bias);
     const bool biased = c->bias != NO_BIAS;
-    p->in =
-        (dms_attention_in){&p->q, &p->k, &p->v, biased ? &p->bias : NULL, c->window, (int)c->width};
+    p->in = (dms_attention_in){&p->q,     &p->k,         &p->v, biased ? &p->bias : NULL,
+                               c->window, (int)c->width, false};
     p->grads = (dms_attention_grads){
         &p->o, &p->lse, &p->dout, &p->dq, &p->dk, &p->dv, biased ? &p->dbias : NULL};
 }
@@ -244,6 +252,88 @@ ParameterizedTest(dms_device_kind *kind, attention, follows_its_definition_and_i
     rig_close(&r);
 }
 
+/* What a device may make of operands in bf16. Widths 64, 96 and 128 go to the tensor cores of CUDA:
+ * blocks of 128 queries, 32 of them a warp, and 64 (width 64) or 32 keys. With windows of 62 and 94
+ * one pair of a tile is late. */
+static const attention_case rounded_cases[] = {
+    {1, 1, 1, 1, 64, 0, SOFT},        {2, 1, 2, 1, 128, 0, HARD},
+    {1, 31, 2, 2, 96, 1, HARD},       {1, 63, 3, 1, 64, 16, HARD},
+    {2, 64, 2, 1, 64, 63, SOFT},      {1, 65, 2, 1, 96, 64, SOFT},
+    {1, 67, 7, 1, 64, 0, SOFT},       {1, 127, 2, 2, 128, 16, HARD},
+    {1, 128, 2, 1, 64, 1, HARD},      {2, 129, 3, 3, 64, 65, SOFT},
+    {1, 257, 1, 1, 128, 16, HARD},    {1, 200, 2, 1, 64, 0, ALL_EVICTED},
+    {1, 131, 3, 1, 96, 0, NO_BIAS},   {1, 97, 2, 1, 128, 1000, HARD},
+    {1, 283, 2, 1, 64, 5, STRETCHES}, {2, 150, 2, 1, 96, 9, STRETCHES},
+    {1, 190, 1, 1, 128, 62, SOFT},    {1, 70, 2, 1, 80, 16, SOFT},
+    {1, 160, 2, 1, 64, 0, NO_BIAS},   {1, 160, 1, 1, 64, 94, SOFT},
+};
+
+/* Makes q, k and v numbers that bf16 holds: of 8 significant bits the low 16 bits of f32 are 0. */
+static void make_exact(rig *r, const dms_tensor *t)
+{
+    float *host = rig_read(t);
+    for (int64_t i = 0; i < dms_count(t); i++)
+        host[i] = roundf(host[i] * 128.0f) / 128.0f;
+    must(r->dev->upload(r->dev, t->data, host, dms_tensor_bytes(t)));
+    free(host);
+}
+
+/* With operands in [-1, 1]. */
+static void check_rounded(rig *r, const attention_case *c, bool exact, float o_bound,
+                          float lse_bound)
+{
+    const size_t mark = r->arena.used;
+    problem p;
+    make(&p, r, c);
+    if (exact) {
+        make_exact(r, &p.q);
+        make_exact(r, &p.k);
+        make_exact(r, &p.v);
+    }
+    p.in.bf16 = true;
+    numbers n = numbers_of(&p);
+    must(dms_attention(&p.o, &p.lse, &p.in));
+    each_query(&n, c, define_forward);
+    expect("o", &p.o, n.o, o_bound);
+    expect("lse", &p.lse, n.lse, lse_bound);
+    numbers_free(&n);
+    r->arena.used = mark;
+}
+
+/* Rounding errs by 2^-9 of each operand. A score errs by at most 2^-8 * sum|q k| / sqrt(E), 0.011
+ * where E = 128 and |q k| is 1/4 on average, and so does lse; o by twice that and the rounding of
+ * weights and values. Signs differ, so about half of it is asked for (2.5e-3 to 4e-3 was seen). */
+ParameterizedTestParameters(attention, stays_close_when_operands_are_rounded)
+{
+    return rig_devices();
+}
+
+ParameterizedTest(dms_device_kind *kind, attention, stays_close_when_operands_are_rounded)
+{
+    rig r = rig_open(*kind);
+    for (size_t i = 0; i < COUNT(rounded_cases); i++)
+        check_rounded(&r, &rounded_cases[i], false, 6e-3f, 6e-3f);
+    rig_close(&r);
+}
+
+/* Operands that bf16 holds leave the rounding of weights: 2^-9 of each, so of a mean of values in
+ * [-1, 1]. Without a bias cuDNN may do the work, which rounds o as well and weights to 2^-8: 2^-7
+ * in all. lse has no rounded operand at all. */
+ParameterizedTestParameters(attention, rounds_nothing_but_weights_when_operands_are_exact)
+{
+    return rig_devices();
+}
+
+ParameterizedTest(dms_device_kind *kind, attention,
+                  rounds_nothing_but_weights_when_operands_are_exact)
+{
+    rig r = rig_open(*kind);
+    for (size_t i = 0; i < COUNT(rounded_cases); i++)
+        check_rounded(&r, &rounded_cases[i], true,
+                      rounded_cases[i].bias == NO_BIAS ? 0x1p-7f : 0x1p-9f, 3e-6f);
+    rig_close(&r);
+}
+
 extern const dms_op_table dms_cpu_base_table, dms_cpu_v3_table;
 
 Test(attention, follows_its_definition_on_older_processors)
@@ -289,7 +379,7 @@ static void expect_slope(const char *what, numbers *n, const attention_case *c, 
 Test(attention, gradient_agrees_with_finite_differences)
 {
     static const attention_case small = {2, 6, 4, 2, 4, 1, SOFT};
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     problem p;
     make(&p, &r, &small);
     dms_tensor *grads[] = {&p.dq, &p.dk, &p.dv, &p.dbias};
@@ -338,7 +428,7 @@ Test(attention, gives_the_same_bits_with_any_number_of_threads)
 
 Test(attention, leaves_out_the_gradients_nobody_wants)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     problem p;
     make(&p, &r, &medium);
     must(dms_attention(&p.o, &p.lse, &p.in));
@@ -371,7 +461,7 @@ Test(attention, leaves_out_the_gradients_nobody_wants)
 /* Scores of thousands, whose exponentials overflow: only differences from the maximum may count. */
 Test(attention, survives_scores_that_overflow_an_exponential)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     problem p;
     make(&p, &r, &medium);
     float *q = rig_read(&p.q);

@@ -4,15 +4,18 @@
 #include <string.h>
 
 #include "infer/cache.h"
+#include "kernels/bf16.h"
 #include "tests/rig.h"
 
-enum { E = 32, MAX_BATCH = 3, MAX_TOKENS = E, MAX_GROUPS = 3, MAX_REPS = 3 };
+enum { E = 32, MAX_BATCH = 3, MAX_TOKENS = E, MAX_GROUPS = 3, MAX_REPS = 7 };
 
 /* Texts of MAX_BATCH sequences, one layer. Values are one-hot in their position, so that an output
  * channel is the weight of a token: 0 exactly where the query does not see it. */
 typedef struct {
     int batch, groups, reps;
-    int64_t window;
+    int page_slots;
+    int64_t window, context; /* a long context is cut into parts, of which the text fills few */
+    dms_dtype dtype;         /* of the pages; keys are such that they can be stored exactly */
     int tokens[MAX_BATCH];
     float *q, *k, *v;                           /* [batch, MAX_TOKENS, heads*E] */
     float z[MAX_BATCH][MAX_GROUPS][MAX_TOKENS]; /* > 0: evicts the token before */
@@ -64,16 +67,22 @@ static float *noise(rig *r, int n)
 
 static text *text_open(rig *r)
 {
-    static const int windows[] = {0, 0, 1, 2, 3, 5, 8, 16, 31, 1000};
+    static const int windows[] = {0, 0, 1, 2, 3, 5, 8, 16, 31, 1000}, reps[] = {1, 2, 3, 3, 7};
+    static const int pages[] = {0, 16, 32, 48}, contexts[] = {MAX_TOKENS, 77, 1000};
     text *x = calloc(1, sizeof(*x));
     x->batch = 1 + pick(r, MAX_BATCH);
     x->groups = 1 + pick(r, MAX_GROUPS);
-    x->reps = 1 + pick(r, MAX_REPS);
+    x->reps = reps[pick(r, COUNT(reps))];
     x->window = windows[pick(r, COUNT(windows))];
+    x->page_slots = pages[pick(r, COUNT(pages))];
+    x->context = contexts[pick(r, COUNT(contexts))];
+    x->dtype = pick(r, 2) ? DMS_BF16 : DMS_F32;
     const int rows = x->batch * MAX_TOKENS;
     x->q = noise(r, rows * x->groups * x->reps * E);
     x->k = noise(r, rows * x->groups * E);
-    x->v = calloc((size_t)(rows * x->groups * E), sizeof(float));
+    for (int i = 0; i < rows * x->groups * E; i++)
+        x->k[i] = dms_bf16_to_f32(dms_bf16_from_f32(x->k[i]));
+    x->v = calloc((size_t)rows * (size_t)x->groups * E, sizeof(float));
     for (int i = 0; i < rows * x->groups; i++)
         x->v[i * E + i / x->groups % MAX_TOKENS] = 1;
     const float shift = rig_random(r);
@@ -154,7 +163,7 @@ static void feed(rig *r, dms_cache *cache, text *x, const batch *b)
         at[i] = b->start[i / b->count] + i % b->count;
     const dms_tensor sequences = integers(r, 1, b->n, 0, b->sequences);
     const dms_tensor positions = integers(r, 2, b->n, b->count, at);
-    const dms_paged_rows rows = {&sequences, &positions, 0};
+    const dms_paged_rows rows = {&sequences, &positions, 0, false};
     dms_tensor q = slice(r, b, x->q, wide), k = slice(r, b, x->k, x->groups * E);
     dms_tensor v = slice(r, b, x->v, x->groups * E), z = slice_logits(r, x, b);
     must(dms_cache_reserve(cache, b->sequences, b->n, b->count, 0));
@@ -171,7 +180,7 @@ static void feed(rig *r, dms_cache *cache, text *x, const batch *b)
     r->arena.used = mark;
 }
 
-static dms_cache *cache_for(rig *r, const text *x, dms_dtype dtype, int page)
+static dms_cache *cache_for(rig *r, const text *x)
 {
     dms_cache *cache = NULL;
     must(dms_cache_open(&cache, &(dms_cache_options){.device = r->dev,
@@ -179,10 +188,10 @@ static dms_cache *cache_for(rig *r, const text *x, dms_dtype dtype, int page)
                                                      .groups = x->groups,
                                                      .head_dim = E,
                                                      .window = x->window,
-                                                     .context = MAX_TOKENS,
+                                                     .context = x->context,
                                                      .max_sequences = MAX_BATCH,
-                                                     .dtype = dtype,
-                                                     .page_slots = page,
+                                                     .dtype = x->dtype,
+                                                     .page_slots = x->page_slots,
                                                      .slab_bytes = 1}));
     return cache;
 }
@@ -229,7 +238,7 @@ static void finish(text *x, dms_cache *cache, const char *what)
 
 static void in_chunks(rig *r, text *x, int most, const char *what)
 {
-    dms_cache *cache = cache_for(r, x, DMS_F32, 0);
+    dms_cache *cache = cache_for(r, x);
     for (int b = 0; b < x->batch; b++)
         feed_chunks(r, cache, x, b, x->tokens[b], most);
     finish(x, cache, what);
@@ -238,7 +247,7 @@ static void in_chunks(rig *r, text *x, int most, const char *what)
 /* Each text as a prefix of its own length in chunks, then all of them together, token by token. */
 static void in_a_ragged_batch(rig *r, text *x)
 {
-    dms_cache *cache = cache_for(r, x, DMS_F32, 0);
+    dms_cache *cache = cache_for(r, x);
     int at[MAX_BATCH];
     for (int b = 0; b < x->batch; b++)
         feed_chunks(r, cache, x, b, at[b] = pick(r, x->tokens[b]), -8);
@@ -267,7 +276,7 @@ static void masked(rig *r, text *x)
         dms_tensor bias = rig_empty(r, z), d = rig_empty(r, z), o = rig_empty(r, q);
         dms_tensor lse = rig_empty(r, rig_shape(1, heads, all.count, 0));
         must(dms_gate_hard(&bias, &d, &z));
-        must(dms_attention(&o, &lse, &(dms_attention_in){&q, &k, &v, &bias, x->window, E}));
+        must(dms_attention(&o, &lse, &(dms_attention_in){&q, &k, &v, &bias, x->window, E, false}));
         for (int t = 0; t < all.count; t++)
             must(r->dev->download(r->dev, x->got[b][t], (float *)o.data + t * wide,
                                   (size_t)wide * sizeof(float)));
@@ -298,11 +307,12 @@ ParameterizedTestParameters(cache, mask_prefill_chunks_and_decode_are_one_law)
     return rig_devices();
 }
 
-/* 1,000 batches of up to 3 texts, here and 3 * 800 below: each is a mask, and five cases of the
- * cache (one shot, token by token, even chunks, random chunks, ragged batch), 17,000 in all. */
+/* Batches of up to 3 texts: 1,000 and 3 * 800 below on the CPU, 200 and 3 * 100 where every thread
+ * of a kernel is emulated. Each is a mask, and five cases of the cache (one shot, token by token,
+ * even chunks, random chunks, ragged batch): 17,000 cases, and 2,500. */
 ParameterizedTest(dms_device_kind *kind, cache, mask_prefill_chunks_and_decode_are_one_law)
 {
-    one_law(*kind, 7, 1000);
+    one_law(*kind, 7, *kind == DMS_CUDA_EMU ? 200 : 1000);
 }
 
 ParameterizedTestParameters(cache, obeys_the_law_with_other_seeds)
@@ -313,7 +323,7 @@ ParameterizedTestParameters(cache, obeys_the_law_with_other_seeds)
 ParameterizedTest(dms_device_kind *kind, cache, obeys_the_law_with_other_seeds)
 {
     for (uint32_t seed = 100; seed < 103; seed++)
-        one_law(*kind, seed, 800);
+        one_law(*kind, seed, *kind == DMS_CUDA_EMU ? 100 : 800);
 }
 
 ParameterizedTestParameters(cache, nothing_beyond_the_window_weighs_nothing)

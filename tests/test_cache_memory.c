@@ -65,7 +65,7 @@ static void flow_feed(flow *f, int32_t sequence, int64_t count, float *last)
     if (count == 1)
         must(dms_cache_reserve(f->cache, &sequence, 1, 1, -1));
     for (int layer = 0; layer < LAYERS; layer++) {
-        const dms_paged_rows rows = {&sequences, &positions, layer};
+        const dms_paged_rows rows = {&sequences, &positions, layer, false};
         if (count > 1)
             must(dms_cache_reserve(f->cache, &sequence, 1, count, layer));
         must(dms_paged_append(dms_cache_paged(f->cache), &rows, &k, &v, &z));
@@ -267,7 +267,7 @@ static void enter_long(rig *r, dms_cache *cache, dms_tensor qkv[3], int64_t firs
     }
     const dms_tensor sequences = integers(r, 1, 1, 0, &zero);
     const dms_tensor positions = integers(r, 2, 1, count, at);
-    const dms_paged_rows rows = {&sequences, &positions, 0};
+    const dms_paged_rows rows = {&sequences, &positions, 0, false};
     must(dms_cache_reserve(cache, &zero, 1, count, 0));
     must(dms_paged_append(dms_cache_paged(cache), &rows, &part[1], &part[2], NULL));
     must(dms_paged_attention(&part[0], dms_cache_paged(cache), &rows, &part[0]));
@@ -377,11 +377,75 @@ Test(cache_memory, refuses_sizes_and_sequences_it_does_not_have)
                wrong = rig_noise(&r, rig_shape(1, 3, E, 0));
     const dms_tensor sequences = integers(&r, 1, 1, 0, (int32_t[]){0});
     const dms_tensor positions = integers(&r, 2, 1, 2, (int32_t[]){0, 1});
-    const dms_paged_rows rows = {&sequences, &positions, 0};
+    const dms_paged_rows rows = {&sequences, &positions, 0, false};
     cr_assert_eq(dms_paged_append(dms_cache_paged(cache), &rows, &wrong, &wrong, NULL),
                  DMS_ERR_SHAPE);
     cr_assert(strstr(dms_error_text(), "k is [1, 3, 32] f32, expected [1, 2, 32] f32"));
     cr_assert_eq(dms_paged_append(dms_cache_paged(cache), &rows, &q, &q, NULL), DMS_ERR_NOMEM);
     dms_cache_close(cache);
     rig_close(&r);
+}
+
+/* A cache without pages, and a token for it. */
+static dms_status append_without_pages(rig *r)
+{
+    dms_cache *cache = NULL;
+    int sequence = 0;
+    float seen = 0;
+    const dms_cache_options o = {r->dev, 1, 1, E, 3, 64, 1, DMS_F32, 0, 0};
+    must(dms_cache_open(&cache, &o));
+    must(dms_cache_admit(cache, &sequence));
+    const dms_tensor k = rig_noise(r, rig_shape(1, 1, E, 0));
+    const dms_tensor sequences = integers(r, 1, 1, 0, (int32_t[]){0});
+    const dms_tensor positions = integers(r, 2, 1, 1, (int32_t[]){0});
+    const dms_paged_rows rows = {&sequences, &positions, 0, false};
+    dms_status status = dms_paged_append(dms_cache_paged(cache), &rows, &k, &k, NULL);
+    if (!status)
+        status = r->dev->download(r->dev, &seen, k.data, sizeof(seen));
+    dms_cache_close(cache);
+    return status;
+}
+
+/* Fewer pages are to be kept than are in use. */
+static dms_status pack_too_much(dms_device_kind kind)
+{
+    flow f = flow_open(kind, 3, 2);
+    float seen = 0;
+    flow_prefill(&f, 40);
+    dms_status status = dms_paged_pack(dms_cache_paged(f.cache), 1);
+    if (!status) {
+        const dms_tensor one = rig_noise(&f.r, rig_shape(1, 0, 0, 0));
+        status = f.r.dev->download(f.r.dev, &seen, one.data, sizeof(seen));
+    }
+    flow_close(&f);
+    return status;
+}
+
+/* A kernel cannot return a status: what the CPU refuses with `refusal` ends it with an error, which
+ * the next call that waits for the device reports. */
+static void expect_refused(dms_device_kind kind, dms_status status, dms_status refusal)
+{
+    cr_assert_eq(status, kind == DMS_CPU ? refusal : DMS_ERR_DEVICE, "%s", dms_error_text());
+}
+
+ParameterizedTestParameters(cache_memory, enters_no_token_without_a_page)
+{
+    return rig_devices();
+}
+
+ParameterizedTest(dms_device_kind *kind, cache_memory, enters_no_token_without_a_page)
+{
+    rig r = rig_open(*kind);
+    expect_refused(*kind, append_without_pages(&r), DMS_ERR_NOMEM);
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(cache_memory, packs_no_page_away_that_is_in_use)
+{
+    return rig_devices();
+}
+
+ParameterizedTest(dms_device_kind *kind, cache_memory, packs_no_page_away_that_is_in_use)
+{
+    expect_refused(*kind, pack_too_much(*kind), DMS_ERR_ARG);
 }

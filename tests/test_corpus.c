@@ -183,3 +183,24 @@ Test(corpus, a_shard_is_not_text_and_one_being_written_is_passed_over)
     cr_assert(strstr(dms_error_message(), "b.tok is a token shard"), "%s", dms_error_message());
     dms_corpus_close(c);
 }
+
+Test(corpus, a_pipe_gives_all_its_bytes)
+{
+    char path[256], text[16] = "";
+    const char *name = NULL;
+    dms_corpus *c = NULL;
+    size_t n = 0;
+    cr_assert(!mkfifo(in_folder(path, "pipe"), 0600));
+    const pid_t writer = fork();
+    if (!writer) {
+        FILE *file = fopen(path, "wb");
+        fputs("whole text", file);
+        fclose(file);
+        _exit(0);
+    }
+    must(dms_corpus_open(&c, path));
+    must(dms_corpus_next(c, &name));
+    must(dms_corpus_read(c, text, sizeof(text) - 1, &n));
+    cr_assert(n == 10 && !strcmp(text, "whole text"), "%zu bytes: %s", n, text);
+    dms_corpus_close(c);
+}

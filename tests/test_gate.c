@@ -50,7 +50,7 @@ ParameterizedTest(dms_device_kind *kind, gate, noise_follows_its_definition)
 Test(gate, noise_is_logistic)
 {
     enum { COUNTED = 1 << 18 };
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_tensor n = rig_empty(&r, rig_shape(1, 2, COUNTED / 2, 0));
     must(dms_gate_noise(&n, &(dms_noise_spec){.seed = 1}));
     float *host = rig_read(&n);
@@ -179,7 +179,7 @@ Test(gate, soft_gradient_agrees_with_finite_differences)
 {
     enum { T = 5 };
     const double step = 1e-5;
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     const dms_tensor shape = rig_shape(1, 1, T, 0);
     dms_tensor n = rig_noise(&r, shape), dbias = rig_noise(&r, shape), dz = rig_zero(&r, shape);
     dms_tensor pressure = rig_noise(&r, rig_shape(1, 0, 0, 0));

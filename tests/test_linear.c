@@ -10,12 +10,15 @@ typedef struct {
     int64_t rows, outputs, inputs;
 } size3;
 
-/* 8 and 9 rows: the last GEMV and the first GEMM; 64, 256: tiles; the rest: 1 and primes. */
-static const size3 sizes[] = {{1, 1, 1},      {1, 7, 31},    {1, 577, 97},   {2, 3, 32},
-                              {3, 49, 33},    {4, 48, 64},   {5, 31, 1},     {6, 65, 40},
-                              {7, 47, 63},    {8, 192, 576}, {9, 5, 7},      {9, 192, 576},
-                              {31, 63, 65},   {64, 64, 64},  {65, 577, 31},  {128, 3, 576},
-                              {255, 65, 127}, {257, 1, 64},  {257, 576, 33}, {300, 601, 17}};
+/* 8 and 9 rows: the last GEMV and the first GEMM; 64, 256: tiles; 128 rows: a part of a bias's sum.
+ * CUDA's GEMV: 4, 8 and 16 outputs a block, 128 f32 or 256 bf16 weights a warp, in vectors of 4 or
+ * 8. The rest: 1 and primes. */
+static const size3 sizes[] = {
+    {1, 1, 1},    {1, 7, 31},     {1, 5, 128},  {1, 577, 97},   {2, 3, 256},   {2, 4, 260},
+    {2, 3, 32},   {3, 49, 33},    {3, 9, 264},  {4, 48, 64},    {4, 7, 255},   {5, 31, 1},
+    {5, 17, 8},   {6, 65, 40},    {7, 47, 63},  {7, 16, 257},   {8, 15, 124},  {8, 192, 576},
+    {9, 5, 7},    {9, 192, 576},  {31, 63, 65}, {64, 64, 64},   {65, 577, 31}, {128, 3, 576},
+    {129, 33, 4}, {255, 65, 127}, {257, 1, 64}, {257, 576, 33}, {300, 601, 17}};
 
 typedef struct {
     dms_tensor x, w, bias, y, dy, dx, dw, dbias;
@@ -198,6 +201,109 @@ ParameterizedTest(dms_device_kind *kind, linear, accepts_no_rows)
     must(dms_linear_bwd(&(dms_linear_grads){&l.dx, &l.dw, &l.dbias}, &l.dy, &l.x, &l.w));
     rig_expect("dw", &l.dw, before, 0, 0);
     free(before);
+    rig_close(&r);
+}
+
+/* The same tensor, one element further into memory that is large enough. */
+static dms_tensor moved(rig *r, dms_tensor shape)
+{
+    dms_tensor longer = shape;
+    longer.rank = 1;
+    longer.shape[0] = dms_count(&shape) + 1;
+    const dms_tensor noise = rig_noise(r, longer);
+    shape.device = noise.device;
+    shape.data = (char *)noise.data + dms_dtype_bytes(shape.dtype);
+    return shape;
+}
+
+ParameterizedTestParameters(linear, takes_tensors_at_any_address)
+{
+    return rig_devices();
+}
+
+/* Each tensor in turn, then all: vectors and the bias of a GEMM want 16 bytes. */
+ParameterizedTest(dms_device_kind *kind, linear, takes_tensors_at_any_address)
+{
+    rig r = rig_open(*kind);
+    static const size3 shapes[] = {{3, 8, 64}, {33, 8, 64}};
+    for (size_t i = 0; i < 2 * COUNT(shapes); i++) {
+        const dms_dtype dtype = i % 2 ? DMS_BF16 : DMS_F32;
+        for (unsigned which = 0; which < 9; which++) {
+            layer l = make_layer(&r, shapes[i / 2], dtype);
+            dms_tensor *const all[] = {&l.x, &l.w, &l.bias, &l.y, &l.dy, &l.dx, &l.dw, &l.dbias};
+            for (size_t t = 0; t < COUNT(all); t++)
+                if (which == t || which == COUNT(all))
+                    *all[t] = moved(&r, *all[t]);
+            check_forward(&l, true);
+            check_backward(&l);
+        }
+    }
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(linear, multiplies_more_shapes_than_are_remembered)
+{
+    return rig_devices();
+}
+
+/* CUDA remembers 1024 products; the CPU, all: a few are enough there. */
+ParameterizedTest(dms_device_kind *kind, linear, multiplies_more_shapes_than_are_remembered)
+{
+    rig r = rig_open(*kind);
+    const layer first = make_layer(&r, (size3){10, 2, 3}, DMS_F32);
+    for (int i = 0; i < (*kind == DMS_CPU ? 40 : 1200); i++) {
+        const size_t mark = r.arena.used;
+        const layer l = make_layer(&r, (size3){9 + i % 40, 1 + i / 40, 3}, DMS_F32);
+        check_forward(&l, i % 3);
+        check_forward(&first, false);
+        r.arena.used = mark;
+    }
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(linear, sums_the_bias_gradient_of_many_rows)
+{
+    return rig_devices();
+}
+
+/* More rows than CUDA has chunks of 128. A thousand f32 partial sums below 500 are off by 500 *
+ * 2^-24 each: 1e-3 when they add up as noise does. */
+ParameterizedTest(dms_device_kind *kind, linear, sums_the_bias_gradient_of_many_rows)
+{
+    rig r = rig_open(*kind);
+    layer l = make_layer(&r, (size3){(128 << 10) + 5, 2, 1}, DMS_F32);
+    float *dy = rig_read(&l.dy), *before = rig_read(&l.dbias);
+    must(dms_linear_bwd(&(dms_linear_grads){NULL, NULL, &l.dbias}, &l.dy, &l.x, &l.w));
+    double sum[2] = {(double)before[0], (double)before[1]};
+    for (int64_t i = 0; i < dms_count(&l.dy); i++)
+        sum[i % 2] += (double)dy[i];
+    rig_expect("dbias", &l.dbias, (float[]){(float)sum[0], (float)sum[1]}, 0, 1e-3f);
+    free(dy);
+    free(before);
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(linear, decodes_a_row_the_same_whatever_rows_come_with_it)
+{
+    return rig_devices();
+}
+
+/* To the bit on CUDA; the CPU splits its sums otherwise for a few rows. */
+ParameterizedTest(dms_device_kind *kind, linear, decodes_a_row_the_same_whatever_rows_come_with_it)
+{
+    rig r = rig_open(*kind);
+    const float rtol = *kind == DMS_CPU ? relative : 0, atol = *kind == DMS_CPU ? absolute : 0;
+    for (int64_t inputs = 575; inputs <= 576; inputs++) {
+        layer l = make_layer(&r, (size3){8, 19, inputs}, DMS_BF16), some = l;
+        must(dms_linear(&l.y, &l.x, &l.w, &l.bias));
+        float *all = rig_read(&l.y);
+        for (int64_t rows = 1; rows < 8; rows++) {
+            some.x.shape[0] = some.y.shape[0] = rows;
+            must(dms_linear(&some.y, &some.x, &some.w, &some.bias));
+            rig_expect("y", &some.y, all, rtol, atol);
+        }
+        free(all);
+    }
     rig_close(&r);
 }
 

@@ -10,10 +10,12 @@ typedef struct {
     int64_t rows, vocab, dim;
 } size3;
 
-/* Around a chunk of 128 rows and a tile of 512 tokens. */
+/* Around a chunk of 128 rows and a tile of 512 tokens (CPU), a chunk of at most 1024 rows, 8 tokens
+ * a thread and 4096 a block (CUDA). */
 static const size3 sizes[] = {{1, 1, 1},    {1, 7, 5},     {7, 513, 33},   {16, 512, 1},
                               {17, 31, 64}, {127, 97, 17}, {128, 511, 16}, {130, 1031, 7},
-                              {261, 5, 31}, {30, 4801, 8}};
+                              {261, 5, 31}, {30, 4801, 8}, {3, 4095, 2},   {2, 4096, 9},
+                              {3, 4097, 3}, {1100, 9, 3},  {4, 8, 8}};
 
 typedef struct {
     dms_distill_in in;
@@ -242,30 +244,89 @@ ParameterizedTest(dms_device_kind *kind, loss, measures_divergences_of_a_million
     rig_close(&r);
 }
 
+/* Gives the problem these weights, and NaN in both hidden states of the rows that are skipped. */
+static void skip_rows(rig *r, const problem *p, const float *weight)
+{
+    const int64_t dim = dms_cols(&p->xs);
+    for (int side = 0; side < 2; side++) {
+        const dms_tensor *t = side ? &p->xt : &p->xs;
+        float *x = rig_read(t);
+        for (int64_t i = 0; i < dms_count(t); i++)
+            x[i] = weight[i / dim] == 0 ? NAN : x[i];
+        must(r->dev->upload(r->dev, t->data, x, dms_tensor_bytes(t)));
+        free(x);
+    }
+    must(r->dev->upload(r->dev, p->weight.data, weight, dms_tensor_bytes(&p->weight)));
+}
+
+/* Skipped rows have neither divergence nor gradient, and the head has one only from the others. */
+static void check_skipping(rig *r, dms_dtype dtype, const float *weight, bool all)
+{
+    enum { N = 130, V = 600, D = 8 };
+    problem p;
+    make_problem(&p, r, (size3){N, V, D}, dtype);
+    skip_rows(r, &p, weight);
+    float *before = rig_read(&p.dxs), *head = rig_read(&p.dws);
+    must(dms_distill(&(dms_distill_out){&p.kl, &p.dxs, &p.dws, DMS_KL_REVERSE}, &p.in));
+    float *kl = rig_read(&p.kl), *dxs = rig_read(&p.dxs), *dws = rig_read(&p.dws);
+    for (int n = 0; n < N; n++)
+        for (int k = 0; k < D; k++)
+            cr_assert(weight[n] == 0 ? kl[n] == 0 && dxs[n * D + k] == before[n * D + k]
+                                     : kl[n] > 0 && isfinite(dxs[n * D + k]),
+                      "row %d", n);
+    for (int i = 0; i < V * D; i++)
+        cr_assert(all ? dws[i] == head[i] : isfinite(dws[i]));
+    float *used[] = {before, head, kl, dxs, dws};
+    for (size_t i = 0; i < COUNT(used); i++)
+        free(used[i]);
+}
+
 ParameterizedTestParameters(loss, does_not_read_rows_of_weight_zero)
 {
     return rig_devices();
 }
 
+/* The first, the last and every third; then all. */
 ParameterizedTest(dms_device_kind *kind, loss, does_not_read_rows_of_weight_zero)
 {
     rig r = rig_open(*kind);
+    const float none[130] = {0};
+    float weight[130] = {0};
+    for (int n = 1; n < 129; n++)
+        weight[n] = n % 3 == 1 ? 0 : 0.5f;
+    for (int i = 0; i < 2; i++) {
+        check_skipping(&r, i ? DMS_BF16 : DMS_F32, weight, false);
+        check_skipping(&r, i ? DMS_BF16 : DMS_F32, none, true);
+    }
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(loss, measures_divergences_of_huge_logits)
+{
+    return rig_devices();
+}
+
+/* Logits of up to 3e4, whose exponentials overflow; each carries an error of 3e4 * 2^-22 = 0.007.
+ */
+ParameterizedTest(dms_device_kind *kind, loss, measures_divergences_of_huge_logits)
+{
+    rig r = rig_open(*kind);
     problem p;
-    make_problem(&p, &r, (size3){200, 600, 8}, DMS_F32);
-    float *weight = rig_read(&p.weight), *xs = rig_read(&p.xs), *before = rig_read(&p.dxs);
-    for (int64_t n = 0; n < 200; n++)
-        for (int64_t k = 0; weight[n] == 0 && k < 8; k++)
-            xs[n * 8 + k] = NAN;
-    must(r.dev->upload(r.dev, p.xs.data, xs, dms_tensor_bytes(&p.xs)));
-    must(dms_distill(&(dms_distill_out){&p.kl, &p.dxs, &p.dws, DMS_KL_REVERSE}, &p.in));
-    float *kl = rig_read(&p.kl), *dxs = rig_read(&p.dxs), *dws = rig_read(&p.dws);
-    for (int64_t n = 0; n < 200; n++)
-        cr_assert(weight[n] == 0 ? kl[n] == 0 && dxs[n * 8] == before[n * 8] : kl[n] > 0);
-    for (int64_t i = 0; i < dms_count(&p.dws); i++)
-        cr_assert(isfinite(dws[i]));
-    float *used[] = {weight, xs, before, kl, dxs, dws};
-    for (size_t i = 0; i < COUNT(used); i++)
-        free(used[i]);
+    make_problem(&p, &r, (size3){5, 1500, 4}, DMS_F32);
+    must(dms_axpy(&p.xs, 1e3f, &p.xs));
+    must(dms_axpy(&p.xt, 1e3f, &p.xt));
+    for (int reverse = 0; reverse < 2; reverse++) {
+        const answer want = define(&p, reverse);
+        must(dms_distill(
+            &(dms_distill_out){&p.kl, &p.dxs, &p.dws, reverse ? DMS_KL_REVERSE : DMS_KL_FORWARD},
+            &p.in));
+        rig_expect("kl", &p.kl, want.kl, 1e-6f, 0.02f);
+        float *dws = rig_read(&p.dws);
+        for (int64_t i = 0; i < dms_count(&p.dws); i++)
+            cr_assert(isfinite(dws[i]));
+        free(dws);
+        free_answer(want);
+    }
     rig_close(&r);
 }
 
@@ -292,9 +353,10 @@ ParameterizedTest(dms_device_kind *kind, loss, hands_a_nan_on)
 
 /* Three gradients asked for together are those asked for one by one, with any number of threads:
  * kl, dxs, dws, one after the other. */
-static char *distil_with(int threads, dms_dtype dtype, bool apart, size_t *bytes)
+static char *distil_with(int threads, dms_device_kind kind, bool apart, dms_dtype dtype,
+                         size_t *bytes)
 {
-    rig r = rig_open_threads(DMS_CPU, threads);
+    rig r = rig_open_threads(kind, threads);
     problem p;
     make_problem(&p, &r, (size3){150, 1700, 64}, dtype);
     if (apart) {
@@ -316,19 +378,29 @@ static char *distil_with(int threads, dms_dtype dtype, bool apart, size_t *bytes
     return all;
 }
 
-Test(loss, gives_the_same_bits_for_any_number_of_threads)
+static void expect_same_bits(dms_device_kind kind, int most_threads)
 {
     for (int i = 0; i < 2; i++) {
         const dms_dtype dtype = i ? DMS_BF16 : DMS_F32;
         size_t bytes = 0, again = 0;
-        char *one = distil_with(1, dtype, false, &bytes);
-        for (int threads = 1; threads <= 3; threads++) {
-            char *many = distil_with(threads, dtype, threads == 1, &again);
+        char *one = distil_with(1, kind, false, dtype, &bytes);
+        for (int threads = 1; threads <= most_threads; threads++) {
+            char *many = distil_with(threads, kind, threads == 1, dtype, &again);
             cr_assert(bytes == again && memcmp(one, many, bytes) == 0, "%d threads", threads);
             free(many);
         }
         free(one);
     }
+}
+
+Test(loss, gives_the_same_bits_for_any_number_of_threads)
+{
+    expect_same_bits(DMS_CPU, 3);
+}
+
+Test(loss, gives_the_same_bits_for_gradients_together_and_apart)
+{
+    expect_same_bits(rig_device(), 1);
 }
 
 typedef struct {
@@ -411,6 +483,38 @@ ParameterizedTest(dms_device_kind *kind, loss, scores_by_the_definition)
         check_scores(&p, &s);
         r.arena.used = mark;
     }
+    rig_close(&r);
+}
+
+/* Row 0 has the teacher's first place at token 3, row 1 at the tied token `second`. */
+static void check_tie(rig *r, int second)
+{
+    enum { V = 4400 };
+    float x[] = {1, 0, 0, 1}, weight[] = {1, 1}, ws[2 * V] = {0}, wt[2 * V] = {0};
+    ws[6] = ws[7] = ws[2 * second] = ws[2 * second + 1] = 5;
+    wt[6] = wt[2 * second + 1] = 5;
+    const dms_tensor xs = rig_upload(r, rig_shape(2, 2, 0, 0), x);
+    const dms_tensor heads[] = {rig_upload(r, rig_shape(V, 2, 0, 0), ws),
+                                rig_upload(r, rig_shape(V, 2, 0, 0), wt)};
+    const dms_tensor ones = rig_upload(r, rig_shape(2, 0, 0, 0), weight);
+    dms_tensor agree = rig_noise(r, ones);
+    must(dms_score(&(dms_score_out){.agree = &agree},
+                   &(dms_distill_in){&xs, &heads[0], &xs, &heads[1], &ones}));
+    rig_expect("agree", &agree, (const float[]){1, 0}, 0, 0);
+}
+
+ParameterizedTestParameters(loss, puts_the_lowest_of_tied_tokens_first)
+{
+    return rig_devices();
+}
+
+/* In the same thread, warp and block of the CUDA kernel, and beyond each. */
+ParameterizedTest(dms_device_kind *kind, loss, puts_the_lowest_of_tied_tokens_first)
+{
+    static const int seconds[] = {5, 40, 300, 4099, 4399};
+    rig r = rig_open(*kind);
+    for (size_t i = 0; i < COUNT(seconds); i++)
+        check_tie(&r, seconds[i]);
     rig_close(&r);
 }
 

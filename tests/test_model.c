@@ -102,7 +102,7 @@ static int64_t expect_weight(const dms_weight *w, const json_t *shape, dms_dtype
 
 Test(model, table_holds_what_the_files_of_each_family_hold)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t f = 0; f < COUNT(families); f++)
         for (int gate = DMS_GATE_NONE; gate <= DMS_GATE_ADAPTER; gate++) {
             const dms_config c = read_config(families[f]);
@@ -139,7 +139,7 @@ static const char *role_part(dms_weight_role role)
 /* attention_bias gives every projection a bias, the adapter's too. */
 Test(model, roles_and_biases_follow_the_config)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_config c = read_config("qwen3");
     c.qkv_bias = c.o_bias = true;
     dms_model *m = open_model(r.dev, &c, DMS_GATE_ADAPTER, DMS_F32);
@@ -161,7 +161,7 @@ Test(model, roles_and_biases_follow_the_config)
 
 Test(model, borrowed_rows_can_be_tensors_of_their_own)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t f = 0; f < COUNT(families); f++)
         for (int gate = DMS_GATE_NONE; gate <= DMS_GATE_ADAPTER; gate++) {
             const dms_config c = read_config(families[f]);
@@ -189,7 +189,7 @@ Test(model, borrowed_rows_can_be_tensors_of_their_own)
 
 Test(model, more_positions_than_it_has_are_refused)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     const dms_config c = read_config("llama");
     dms_model *m = NULL;
     dms_model_options options = {
@@ -278,7 +278,7 @@ static void expect_content(const dms_model *m, int index)
 
 Test(model, every_weight_is_read_in_its_type)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t f = 0; f < COUNT(families); f++)
         for (int type = DMS_F32; type <= DMS_BF16; type++) {
             const dms_config c = read_config(families[f]);
@@ -305,7 +305,7 @@ static bool is_attention(const dms_weight *w, const void *context)
 /* The caller's own memory stays his and is not frozen. */
 Test(model, only_wanted_weights_are_read_and_own_memory_is_kept)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     const dms_config c = read_config("qwen2");
     dms_model *m = open_model(r.dev, &c, DMS_GATE_NONE, DMS_F32);
     dms_tensor *q = &m->layers[1].q.value, *down = &m->layers[0].down.value;
@@ -349,7 +349,7 @@ Test(model, tensors_that_are_missing_or_do_not_fit_are_refused_by_name)
         {{.reshaped = norm, .rank = 0}, DMS_ERR_FORMAT, {norm, "[] in the file", "expected [72]"}},
         {{.unreadable = up}, DMS_ERR_IO, {up, "beyond the end"}},
     };
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_config c = read_config("llama");
     c.width = 72;
     c.ffn = 112;
@@ -368,7 +368,7 @@ Test(model, tensors_that_are_missing_or_do_not_fit_are_refused_by_name)
 
 Test(model, gate_tensors_start_where_the_file_has_none_if_they_may)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_config c = read_config("qwen3");
     c.o_bias = c.qkv_bias = true;
     dms_model *m = open_model(r.dev, &c, DMS_GATE_ADAPTER, DMS_BF16);
@@ -409,7 +409,7 @@ static void expect_zero_rows(const dms_model *m, const dms_tensor *t, bool zeroe
 
 Test(model, zeroing_takes_the_borrowed_rows_and_no_other)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t f = 0; f < COUNT(families); f++)
         for (int mask = 0; mask < 8; mask++) {
             const dms_config c = read_config(families[f]);
@@ -471,7 +471,7 @@ static double frequency(const dms_config *c, int j)
 /* Angles are f32, as in transformers: up to 256 radians, so wrong by up to 256 * 2^-22 = 6e-5. */
 Test(model, rotary_table_follows_its_definition)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t f = 0; f < COUNT(families); f++) {
         const dms_config c = read_config(families[f]);
         dms_model *m = open_model(r.dev, &c, DMS_GATE_NONE, DMS_F32);

@@ -6,10 +6,14 @@
 #include "tests/rig.h"
 
 static const float eps = 1e-5f;
-/* One below, at and above 16 (channels summed in lanes) and 64 (rows of a partial sum). */
+/* One below, at and above 16 (channels summed in lanes) and 64 (rows of a partial sum); on a GPU
+ * 32 (threads of a warp), 512 (the longest row of a warp), 1024 (of a block in one go), and more
+ * rows than its 512 partial sums take, of a warp (8 a sum) and of a block. */
 static const struct {
     int64_t rows, dim;
-} shapes[] = {{1, 1}, {3, 31}, {5, 15}, {5, 16}, {5, 17}, {2, 257}, {63, 7}, {64, 7}, {65, 7}};
+} shapes[] = {{1, 1},   {3, 31},   {5, 15},   {5, 16},   {5, 17},   {2, 257},  {63, 7},
+              {64, 7},  {65, 7},   {9, 32},   {7, 64},   {3, 511},  {9, 512},  {3, 513},
+              {2, 516}, {3, 1024}, {2, 1028}, {2, 2052}, {4101, 4}, {515, 516}};
 
 /* The definition, written to be read and not to be fast. */
 static void define(float *y, float *rstd, const float *x, const float *w, const int64_t size[2])
@@ -55,7 +59,7 @@ ParameterizedTest(dms_device_kind *kind, norm, follows_its_definition)
 
 /* dx[i] = rstd*(w[i]dy[i] - n[i]*mean(w dy n)), dw[i] = sum over rows of dy[i]*n[i], n = x*rstd;
  * both on top of what is there. */
-static void define_gradient(float *dx, float *dw, const float *dy, const float *x, const float *w,
+static void define_gradient(float *dx, double *dw, const float *dy, const float *x, const float *w,
                             const int64_t size[2])
 {
     const int64_t rows = size[0], dim = size[1];
@@ -70,7 +74,7 @@ static void define_gradient(float *dx, float *dw, const float *dy, const float *
         for (int64_t i = 0; i < dim; i++) {
             const double up = (double)dy[r * dim + i], n = (double)x[r * dim + i] * scale;
             dx[r * dim + i] += (float)(scale * (up * (double)w[i] - n * mean));
-            dw[i] += (float)(up * n);
+            dw[i] += up * n;
         }
     }
 }
@@ -91,13 +95,18 @@ ParameterizedTest(dms_device_kind *kind, norm, adds_the_gradient_of_its_definiti
         dms_tensor dy = rig_noise(&r, x), dx = rig_noise(&r, x), dw = rig_noise(&r, w);
         float *hx = rig_read(&x), *hw = rig_read(&w), *hdy = rig_read(&dy);
         float *wanted_dx = rig_read(&dx), *wanted_dw = rig_read(&dw);
+        double *exact_dw = malloc((size_t)size[1] * sizeof(double));
 
         must(dms_rms_norm(&y, &rstd, &x, &w, eps));
         must(dms_rms_norm_bwd(&dx, &dw, &dy, &x, &w, &rstd));
-        define_gradient(wanted_dx, wanted_dw, hdy, hx, hw, size);
+        for (int64_t i = 0; i < size[1]; i++)
+            exact_dw[i] = (double)wanted_dw[i];
+        define_gradient(wanted_dx, exact_dw, hdy, hx, hw, size);
+        for (int64_t i = 0; i < size[1]; i++)
+            wanted_dw[i] = (float)exact_dw[i];
         /* rows of one channel: both terms of dx nearly cancel, and rstd may be 100 */
         rig_expect("dx", &dx, wanted_dx, 1e-5f, 1e-4f);
-        /* 65 rows summed in f32, here too */
+        /* up to 65 rows summed in f32 one after the other, then such sums */
         rig_expect("dw", &dw, wanted_dw, 1e-5f, 5e-6f);
         must(dms_rms_norm_bwd(NULL, NULL, &dy, &x, &w, &rstd));
         free(hx);
@@ -105,6 +114,7 @@ ParameterizedTest(dms_device_kind *kind, norm, adds_the_gradient_of_its_definiti
         free(hdy);
         free(wanted_dx);
         free(wanted_dw);
+        free(exact_dw);
     }
     rig_close(&r);
 }
@@ -117,7 +127,7 @@ static dms_var *norm(dms_tape *tape, dms_var **in)
 /* The second shape is that of a query norm: several heads of 3 channels in a row. */
 Test(norm, gradient_agrees_with_finite_differences)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (int64_t heads = 1; heads <= 4; heads += 3) {
         dms_var x = rig_var(&r, rig_shape(2, 3, 3 * heads, 0));
         dms_var w = rig_var(&r, rig_shape(3, 0, 0, 0));

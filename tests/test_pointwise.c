@@ -110,7 +110,7 @@ ParameterizedTest(dms_device_kind *kind, pointwise, cast_rounds_to_nearest_even)
 
 Test(pointwise, cast_to_the_same_type_copies_and_every_length_is_whole)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     for (size_t s = 0; s < COUNT(sizes); s++) {
         dms_tensor x = rig_noise(&r, rig_shape(sizes[s], 0, 0, 0)), copy = rig_empty(&r, x);
         dms_tensor half = x;
@@ -193,7 +193,7 @@ static dms_var *swiglu(dms_tape *tape, dms_var **in)
 
 Test(pointwise, gradients_agree_with_finite_differences)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     dms_var a = rig_var(&r, rig_shape(3, 7, 0, 0)), b = rig_var(&r, a.value);
     dms_var c = rig_var(&r, a.value), d = rig_var(&r, a.value);
     rig_expect_gradient(&r, sum, (dms_var *[]){&a, &b}, 2, 1e-2f, 1e-3f);
@@ -251,7 +251,7 @@ static dms_var *embedding(dms_tape *tape, dms_var **in)
 
 Test(pointwise, embedding_gradient_agrees_with_finite_differences)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     const dms_tensor ids = rig_upload(&r, shape_i32(2, 3), (int32_t[]){1, 1, 3, 0, 1, 3});
     dms_var w = rig_var(&r, rig_shape(4, 5, 0, 0));
     gradient_ids = &ids;
@@ -384,7 +384,7 @@ static dms_var *rope(dms_tape *tape, dms_var **in)
 
 Test(pointwise, rope_gradient_agrees_with_finite_differences)
 {
-    rig r = rig_open(DMS_CPU);
+    rig r = rig_open(rig_device());
     const dms_tensor table = rope_table(&r, 4);
     const dms_tensor ids = rig_upload(&r, shape_i32(1, 3), positions);
     for (int i = 0; i < 3; i++) {

@@ -71,12 +71,13 @@ typedef struct {
 
 static pid_t start(const job *j)
 {
-    char config[1024], run[1024], compute[64], threads[64], log[1024];
+    char config[1024], run[1024], compute[64], threads[64], device[64], log[1024];
     snprintf(config, sizeof(config), "%s/run.yaml", j->folder);
     snprintf(run, sizeof(run), "run.folder=%s/%s", j->folder, j->name);
     snprintf(log, sizeof(log), "%s/%s.log", j->folder, j->name);
     snprintf(compute, sizeof(compute), "run.compute=%s", j->compute);
     snprintf(threads, sizeof(threads), "device.threads=%d", j->threads);
+    snprintf(device, sizeof(device), "device.kind=%s", rig_device_name());
     const pid_t child = fork();
     if (child)
         return child;
@@ -87,7 +88,8 @@ static pid_t start(const job *j)
         signal(SIGXFSZ, SIG_IGN);
         setrlimit(RLIMIT_FSIZE, &(struct rlimit){j->limit, j->limit});
     }
-    execl(DMS_BINARY_DIR "/dms-train", "dms-train", config, run, compute, threads, (char *)NULL);
+    execl(DMS_BINARY_DIR "/dms-train", "dms-train", config, run, compute, threads, device,
+          (char *)NULL);
     _exit(127);
 }
 
@@ -165,6 +167,8 @@ Test(resume, after_sigkill_at_any_moment_ends_with_the_same_bits)
     const char *folder = make_folder();
     write_config(folder);
     for (size_t i = 0; i < COUNT(cases); i++) {
+        if (rig_device() != DMS_CPU && cases[i].threads != 1)
+            continue; /* of the host, which only copies */
         job whole = {folder, "whole", cases[i].compute, 2, 0};
         job killed = {folder, "killed", cases[i].compute, cases[i].threads, 0};
         char command[1200];
@@ -235,5 +239,29 @@ Test(resume, refuses_a_corrupt_checkpoint_and_another_teacher)
              folder);
     cr_assert_eq(system(command), 0);
     cr_assert_eq(finish(&run), 1);
+    remove_folder(folder);
+}
+
+Test(resume, refuses_a_recipe_that_would_change_the_run)
+{
+    static const char *const changes[][2] = {{"window: 6", "window: 7"}, {"batch: 2", "batch: 4"}};
+    static const char *const messages[] = {"dms.window is 7, but the run in .* began with 6",
+                                           "run.batch is 4, but the run in .* began with 2"};
+    const char *folder = make_folder();
+    char command[2400];
+    write_config(folder);
+    const job run = {folder, "run", "f32", 2, 0};
+    cr_assert_eq(finish(&run), 0);
+    for (size_t i = 0; i < COUNT(changes); i++) {
+        write_config(folder);
+        snprintf(command, sizeof(command), "sed -i 's/%s/%s/' %s/run.yaml", changes[i][0],
+                 changes[i][1], folder);
+        cr_assert_eq(system(command), 0);
+        cr_assert_eq(finish(&run), 2);
+        snprintf(command, sizeof(command), "grep -q '%s' %s/run.log", messages[i], folder);
+        cr_assert_eq(system(command), 0, "%s", messages[i]);
+    }
+    write_config(folder);
+    cr_assert_eq(finish(&run), 0, "the recipe it began with goes on");
     remove_folder(folder);
 }

@@ -149,7 +149,7 @@ static lab lab_open(void)
 {
     lab l = {0};
     char path[1024];
-    must(dms_device_open(&l.dev, DMS_CPU, 1)); /* too small to share */
+    l.dev = rig_open_device(rig_device(), 1); /* too small to share */
     must(dms_source_open(&l.base, fixture(path, "tiny/llama")));
     must(dms_source_open(&l.file, fixture(path, "tiny/llama/dms_adapter.safetensors")));
     const dms_tensor_info *ids = dms_source_find(l.file, "ids");

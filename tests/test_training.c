@@ -6,6 +6,15 @@
 #include "tests/fixtures.h"
 #include "tests/tiny_run.h"
 
+/* What a flat buffer holds of one weight; the caller frees it. */
+static float *read_part(const dms_tensor *flat, const struct dms_trained *t)
+{
+    float *host = malloc((size_t)t->count * sizeof(float));
+    must(flat->device->download(flat->device, host, (const float *)flat->data + t->offset,
+                                (size_t)t->count * sizeof(float)));
+    return host;
+}
+
 /* Final weights within 5e-4: AdamW's first steps amplify rounding. */
 static void expect_final_weights(const tiny_run *r)
 {
@@ -15,11 +24,12 @@ static void expect_final_weights(const tiny_run *r)
         snprintf(name, sizeof(name), "final.%s", t->weight->name);
         float *want = malloc((size_t)t->count * sizeof(float));
         must(dms_source_read(r->steps, name, want, DMS_F32));
-        const float *got = (const float *)r->optimizer.master.data + t->offset;
+        float *got = read_part(&r->optimizer.master, t);
         for (int64_t k = 0; k < t->count; k++)
             cr_assert(fabsf(got[k] - want[k]) <= 5e-4f, "%s[%lld] is %g, expected %g", name,
                       (long long)k, (double)got[k], (double)want[k]);
         free(want);
+        free(got);
     }
 }
 
@@ -62,12 +72,12 @@ Test(training, follows_the_reference_with_replayed_blocks)
     follow_reference("llama", true);
 }
 
-/* Where a weight of the student has its gradient, by its name in the file. */
-static const float *gradient_of(const tiny_run *r, const char *name)
+/* The gradient of a weight of the student, by its name in the file; the caller frees it. */
+static float *gradient_of(const tiny_run *r, const char *name)
 {
     for (int i = 0; i < r->optimizer.n_trained; i++)
         if (!strcmp(r->optimizer.trained[i].weight->name, name))
-            return (const float *)r->optimizer.grad.data + r->optimizer.trained[i].offset;
+            return read_part(&r->optimizer.grad, &r->optimizer.trained[i]);
     cr_assert(false, "%s is not trained", name);
     return NULL;
 }
@@ -82,7 +92,7 @@ static void compare_rows(const char *family, const char *whole_name, const char 
     tiny_run_step(&whole, &plan, &(dms_losses){0});
     tiny_run_step(&rows, &plan, &(dms_losses){0});
     const dms_config *c = &rows.student->config;
-    const float *all = gradient_of(&whole, whole_name), *own = gradient_of(&rows, rows_name);
+    float *all = gradient_of(&whole, whole_name), *own = gradient_of(&rows, rows_name);
     const int64_t cols = strstr(rows_name, "bias") ? 1 : c->width;
     float *want = malloc((size_t)(c->kv_heads * cols) * sizeof(float)), largest = 0;
     dms_model_get_borrowed(want, all, c, (size_t)cols * sizeof(float));
@@ -93,6 +103,8 @@ static void compare_rows(const char *family, const char *whole_name, const char 
         cr_assert(fabsf(own[i] - want[i]) <= 1e-5f * largest, "%s[%lld] is %g, expected %g",
                   rows_name, (long long)i, (double)own[i], (double)want[i]);
     free(want);
+    free(all);
+    free(own);
     tiny_run_close(&whole);
     tiny_run_close(&rows);
 }

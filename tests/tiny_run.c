@@ -49,10 +49,15 @@ static void open_models(tiny_run *r, const tiny_options *t)
 
 tiny_run tiny_run_open(const tiny_options *t)
 {
+    return tiny_run_open_on(rig_device(), t);
+}
+
+tiny_run tiny_run_open_on(dms_device_kind kind, const tiny_options *t)
+{
     tiny_run r = {0};
     char path[1024], relative[256];
     snprintf(relative, sizeof(relative), "tiny/%s", t->family);
-    must(dms_device_open(&r.device, DMS_CPU, 2));
+    r.device = rig_open_device(kind, 2);
     must(dms_source_open(&r.model, fixture(path, relative)));
     snprintf(relative, sizeof(relative), "tiny/%s/steps_neuron.safetensors", t->family);
     must(dms_source_open(&r.steps, fixture(path, relative)));

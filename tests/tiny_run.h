@@ -32,6 +32,7 @@ typedef struct {
 
 /* Fails the test where anything fails. */
 tiny_run tiny_run_open(const tiny_options *options);
+tiny_run tiny_run_open_on(dms_device_kind kind, const tiny_options *options);
 void tiny_run_close(tiny_run *r);
 /* A number of the fixture's metadata. */
 float tiny_run_setting(const tiny_run *r, const char *name);

@@ -11,7 +11,8 @@ enum { DMS_PATH_SIZE = 512, DMS_MAX_SHARDS = 16 };
 
 typedef enum { DMS_TRAIN_ALL, DMS_TRAIN_ATTENTION, DMS_TRAIN_GATE } dms_train_set;
 typedef enum { DMS_TRAIN_IN_AUTO, DMS_TRAIN_IN_BF16, DMS_TRAIN_IN_F32 } dms_train_type;
-typedef enum { DMS_RUN_AUTO, DMS_RUN_CPU, DMS_RUN_CUDA } dms_run_device;
+/* cuda_emu: the CUDA backend on the CPU, for tests. */
+typedef enum { DMS_RUN_AUTO, DMS_RUN_CPU, DMS_RUN_CUDA, DMS_RUN_CUDA_EMU } dms_run_device;
 
 typedef struct {
     int n;
@@ -71,10 +72,16 @@ dms_recipe dms_recipe_defaults(void);
  * DMS_ERR_IO; DMS_ERR_ARG with file, line, key, what was found and expected: for an unknown key
  * the nearest known one, for a key given twice, for a value of the wrong type or out of range. */
 dms_status dms_recipe_read(dms_recipe *recipe, const char *path);
+/* The same from text; `name` stands for the file in messages. */
+dms_status dms_recipe_parse(dms_recipe *recipe, const char *text, size_t length, const char *name);
 /* Applies one override "section.key=value"; lists are separated by commas. */
 dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment);
 /* What no single key can show: window against context, fade against steps, and so on. */
 dms_status dms_recipe_check(const dms_recipe *recipe);
+/* Whether a run that was begun with `before` can go on with `recipe`: the gate, the shape of its
+ * batches, the seed and the type of arithmetic must be the same. DMS_ERR_ARG names the first key
+ * that differs and both values. */
+dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *before);
 /* Writes the complete recipe as YAML that dms_recipe_read reads back to the same values. */
 dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out);
 

@@ -41,7 +41,7 @@ static const dms_recipe_key keys[] = {
     {"run", "keep", DMS_KEY_WHOLE, AT(run.keep), 1, 1e6, {0}},
     {"run", "eval_every", DMS_KEY_WHOLE, AT(run.eval_every), 0, 1e9, {0}},
     {"run", "eval_sequences", DMS_KEY_WHOLE, AT(run.eval_sequences), 1, 1e9, {0}},
-    {"device", "kind", DMS_KEY_CHOICE, AT(device.kind), 0, 0, {"auto", "cpu", "cuda"}},
+    {"device", "kind", DMS_KEY_CHOICE, AT(device.kind), 0, 0, {"auto", "cpu", "cuda", "cuda_emu"}},
     {"device", "threads", DMS_KEY_WHOLE, AT(device.threads), 0, 1024, {0}},
 };
 enum { N_KEYS = sizeof(keys) / sizeof(keys[0]), MAX_NAME = 64 };

@@ -20,7 +20,7 @@ typedef struct {
     dms_key_type type;
     size_t offset; /* of the field in dms_recipe */
     double low, high;
-    const char *choices[4]; /* NULL ends them */
+    const char *choices[5]; /* NULL ends them */
 } dms_recipe_key;
 
 /* All keys in the order of the struct. */

@@ -48,8 +48,10 @@ static dms_schedule schedule_of(const dms_recipe *r)
 
 static dms_status open_device(dms_trainer *t)
 {
-    static const char *const names[] = {
-        [DMS_RUN_AUTO] = "auto", [DMS_RUN_CPU] = "cpu", [DMS_RUN_CUDA] = "cuda"};
+    static const char *const names[] = {[DMS_RUN_AUTO] = "auto",
+                                        [DMS_RUN_CPU] = "cpu",
+                                        [DMS_RUN_CUDA] = "cuda",
+                                        [DMS_RUN_CUDA_EMU] = "cuda_emu"};
     return dms_device_from_name(&t->device, names[t->recipe.device.kind],
                                 (int)t->recipe.device.threads);
 }
@@ -269,6 +271,8 @@ dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool ch
     t->recipe = *recipe;
     t->lock = -1;
     const dms_status status = open_parts(t, check);
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("a smaller run.batch or data.context, or run.replay: true, needs less");
     if (status) {
         dms_trainer_close(t);
         return status;

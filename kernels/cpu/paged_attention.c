@@ -220,7 +220,8 @@ static dms_status attend_single(dms_tensor *o, const dms_paged *cache, const dms
             decode_merge(&d, i / d.reps, i % d.reps);
     }
     for (int64_t i = 0; i < d.units; i++)
-        cache->counters[DMS_PAGED_READS] += cache->live[decode_unit(rows, &d, i)];
+        cache->counters[rows->prefill ? DMS_PAGED_VISIBLE : DMS_PAGED_READS] +=
+            cache->live[decode_unit(rows, &d, i)];
     return DMS_OK;
 }
 

@@ -1,0 +1,157 @@
+/* The eviction gate in CUDA: logits, noise, soft and hard decisions. One thread an element of
+ * [B, G, T], neighbours along T. A few hundred thousand elements at most: the launch is the cost.
+ */
+#include "kernels/cuda/wide.cuh"
+#include "kernels/rng.h"
+
+typedef struct {
+    int64_t count, groups, tokens; /* count = B*G*T */
+} extent;
+
+static extent extent_of(const dms_tensor *t)
+{
+    return {dms_count(t), t->shape[1], t->shape[2]};
+}
+
+#define LAUNCH(kernel, n, dev, ...)                                                   \
+    DMS_LAUNCH(kernel, dms_grid((n).count, DMS_BLOCK, DMS_MOST_BLOCKS), DMS_BLOCK, 0, \
+               dms_cuda_stream(dev), n, __VA_ARGS__)
+
+/* log(1 + e^u) without overflow. */
+static __device__ __forceinline__ float softplus(float u)
+{
+    return (u > 0.0f ? u : 0.0f) + log1pf(expf(-fabsf(u)));
+}
+
+/* An e^-u that overflows makes it 0. */
+static __device__ __forceinline__ float sigmoid(float u)
+{
+    return 1.0f / (1.0f + expf(-u));
+}
+
+/* Where the logit of element i of [B, G, T] lies in y. */
+static __device__ __forceinline__ int64_t channel_of(const extent *n, int64_t i, int64_t cols,
+                                                     const dms_logit_spec *spec)
+{
+    const int64_t row = i / n->tokens, b = row / n->groups, g = row % n->groups;
+    return (b * n->tokens + i % n->tokens) * cols + spec->first + g * spec->step;
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    eviction_logit_kernel(const extent n, float *z, const float *y, int64_t cols,
+                          const dms_logit_spec spec)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads())
+        z[i] = spec.scale * y[channel_of(&n, i, cols, &spec)] - spec.offset;
+}
+
+dms_status dms_cuda_eviction_logit(dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
+{
+    const extent n = extent_of(z);
+    LAUNCH(eviction_logit_kernel, n, y->device, (float *)z->data, (const float *)y->data,
+           dms_cols(y), *spec);
+    return DMS_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    eviction_logit_bwd_kernel(const extent n, float *dy, const float *dz, int64_t cols,
+                              const dms_logit_spec spec)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads())
+        dy[channel_of(&n, i, cols, &spec)] += spec.scale * dz[i];
+}
+
+dms_status dms_cuda_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz,
+                                       const dms_logit_spec *spec)
+{
+    const extent n = extent_of(dz);
+    LAUNCH(eviction_logit_bwd_kernel, n, dz->device, (float *)dy->data, (const float *)dz->data,
+           dms_cols(dy), *spec);
+    return DMS_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gate_noise_kernel(const extent n, float *noise, const dms_noise_spec spec)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
+        const int64_t row = i / n.tokens;
+        const uint32_t sequence = (uint32_t)(spec.sequence + row / n.groups);
+        const uint32_t head = (uint32_t)(spec.layer * n.groups + row % n.groups);
+        noise[i] = dms_logistic(
+            dms_philox(spec.seed, (uint32_t)spec.step, sequence, head, (uint32_t)(i % n.tokens)));
+    }
+}
+
+dms_status dms_cuda_gate_noise(dms_tensor *noise, const dms_noise_spec *spec)
+{
+    const extent n = extent_of(noise);
+    LAUNCH(gate_noise_kernel, n, noise->device, (float *)noise->data, *spec);
+    return DMS_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gate_soft_kernel(const extent n, float *bias, float *d, const float *z, const float *noise,
+                     float tau)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
+        const bool last = i % n.tokens == n.tokens - 1;
+        d[i] = (z[i] + noise[i]) / tau > 0.0f ? 1.0f : 0.0f;
+        bias[i] = last ? 0.0f : -softplus((z[i + 1] + noise[i + 1]) / tau);
+    }
+}
+
+dms_status dms_cuda_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
+                              const dms_tensor *noise, float tau)
+{
+    const extent n = extent_of(z);
+    LAUNCH(gate_soft_kernel, n, z->device, (float *)bias->data, (float *)d->data,
+           (const float *)z->data, (const float *)noise->data, tau);
+    return DMS_LAUNCHED();
+}
+
+typedef struct {
+    float *dz;
+    const float *dbias, *pressure, *z, *noise;
+    float tau;
+} soft_gradient;
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gate_soft_bwd_kernel(const extent n, const soft_gradient k)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
+        const float push = k.pressure[i / (n.tokens * n.groups)];
+        const float u = (k.z[i] + k.noise[i]) / k.tau, p = sigmoid(u);
+        const float from_bias = i % n.tokens > 0 ? -p * k.dbias[i - 1] : 0.0f;
+        k.dz[i] += (from_bias + push * p * sigmoid(-u)) / k.tau;
+    }
+}
+
+dms_status dms_cuda_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias,
+                                  const dms_tensor *pressure, const dms_tensor *z,
+                                  const dms_tensor *noise, float tau)
+{
+    const extent n = extent_of(z);
+    const soft_gradient k = {
+        (float *)dz->data,      (const float *)dbias->data, (const float *)pressure->data,
+        (const float *)z->data, (const float *)noise->data, tau};
+    LAUNCH(gate_soft_bwd_kernel, n, z->device, k);
+    return DMS_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gate_hard_kernel(const extent n, float *bias, float *d, const float *z)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
+        const bool last = i % n.tokens == n.tokens - 1;
+        d[i] = z[i] > 0.0f ? 1.0f : 0.0f;
+        bias[i] = !last && z[i + 1] > 0.0f ? -INFINITY : 0.0f;
+    }
+}
+
+dms_status dms_cuda_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)
+{
+    const extent n = extent_of(z);
+    LAUNCH(gate_hard_kernel, n, z->device, (float *)bias->data, (float *)d->data,
+           (const float *)z->data);
+    return DMS_LAUNCHED();
+}

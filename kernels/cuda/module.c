@@ -1,0 +1,76 @@
+/* Opens the CUDA backend, a module of its own: users of the CPU load no CUDA library. */
+#include <dlfcn.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "kernels/device.h"
+
+typedef dms_status open_module_fn(dms_device **out, bool emulated);
+
+/* The folder of the running program; false where the system does not say. */
+static bool program_folder(char path[PATH_MAX])
+{
+    const ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    if (n <= 0)
+        return false;
+    path[n] = '\0';
+    dirname(path);
+    return true;
+}
+
+/* Beside the program, one folder up (tests), or where an installed program has it; DMS_MODULES
+ * names another folder. False: there is no such file. */
+static bool find_module(char path[2 * PATH_MAX], const char *name)
+{
+    static const char *const places[] = {".", "..", "../lib/dms"};
+    const char *given = getenv("DMS_MODULES");
+    char folder[PATH_MAX];
+    if (given) {
+        snprintf(path, 2 * PATH_MAX, "%s/%s", given, name);
+        return access(path, F_OK) == 0;
+    }
+    if (!program_folder(folder))
+        return false;
+    for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
+        snprintf(path, 2 * PATH_MAX, "%s/%s/%s", folder, places[i], name);
+        if (access(path, F_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Without a driver no CUDA library is touched: they cost 0.15 s and 220 MB of mappings. */
+static dms_status check_driver(void)
+{
+    void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL);
+    if (!driver)
+        return dms_fail(DMS_ERR_NODEVICE, "no CUDA device: this machine has no NVIDIA driver "
+                                          "(libcuda.so.1); use --device cpu");
+    dlclose(driver);
+    return DMS_OK;
+}
+
+dms_status dms_cuda_open(dms_device **out, dms_device_kind kind)
+{
+    const bool emulated = kind == DMS_CUDA_EMU;
+    const char *name = emulated ? "libdms_cuda_emu.so" : "libdms_cuda.so";
+    char path[2 * PATH_MAX];
+    open_module_fn *open_module = NULL;
+    if (!emulated)
+        DMS_TRY(check_driver());
+    if (!find_module(path, name))
+        return dms_fail(DMS_ERR_NODEVICE,
+                        "no CUDA device: this build has no %s beside its programs; build it where "
+                        "the CUDA toolkit is, or use --device cpu",
+                        name);
+    void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays: kernels hold on to it */
+    if (!module)
+        return dms_fail(DMS_ERR_DEVICE, "the CUDA backend cannot be loaded: %s", dlerror());
+    *(void **)&open_module = dlsym(module, "dms_cuda_module_open");
+    if (!open_module)
+        return dms_fail(DMS_ERR_DEVICE, "%s is of another version of dms.c: %s", path, dlerror());
+    return open_module(out, emulated);
+}
