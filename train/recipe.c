@@ -157,3 +157,45 @@ dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out)
     }
     return ferror(out) ? dms_fail(DMS_ERR_IO, "writing the recipe failed") : DMS_OK;
 }
+
+/* Whole numbers, numbers and choices, the types of the keys that must not change. */
+static bool same_value(const dms_recipe *a, const dms_recipe *b, const dms_recipe_key *key)
+{
+    const void *x = (const char *)a + key->offset, *y = (const char *)b + key->offset;
+    if (key->type == DMS_KEY_WHOLE)
+        return *(const int64_t *)x == *(const int64_t *)y;
+    if (key->type == DMS_KEY_REAL)
+        return memcmp(x, y, sizeof(double)) == 0;
+    return *(const int *)x == *(const int *)y;
+}
+
+static void value_text(char *out, size_t size, const dms_recipe *recipe, const dms_recipe_key *key)
+{
+    FILE *stream = fmemopen(out, size, "w");
+    if (stream) {
+        write_value(recipe, key, stream);
+        fclose(stream);
+    }
+}
+
+dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *before)
+{
+    static const char *const fixed[][2] = {
+        {"data", "context"}, {"dms", "gate"},        {"dms", "window"},
+        {"dms", "tau"},      {"dms", "alpha_scale"}, {"dms", "alpha_offset"},
+        {"optim", "train"},  {"loss", "direction"},  {"run", "seed"},
+        {"run", "batch"},    {"run", "accumulate"},  {"run", "compute"}};
+    for (size_t i = 0; i < sizeof(fixed) / sizeof(fixed[0]); i++) {
+        const dms_recipe_key *key = dms_recipe_find(fixed[i][0], fixed[i][1]);
+        char now[64] = "", then[64] = "";
+        if (same_value(recipe, before, key))
+            continue;
+        value_text(now, sizeof(now), recipe, key);
+        value_text(then, sizeof(then), before, key);
+        return dms_fail(DMS_ERR_ARG,
+                        "%s.%s is %s, but the run in %s began with %s; give that value or another "
+                        "run.folder",
+                        key->section, key->key, now, recipe->run.folder, then);
+    }
+    return DMS_OK;
+}

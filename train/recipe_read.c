@@ -152,23 +152,37 @@ static dms_status parse(yaml_parser_t *parser, reader *r)
     return DMS_OK;
 }
 
-dms_status dms_recipe_read(dms_recipe *recipe, const char *path)
+static dms_status read_stream(dms_recipe *recipe, FILE *file, const char *name)
 {
     yaml_parser_t parser;
     dms_recipe values = *recipe;
-    reader r = {.recipe = &values, .path = path};
-    FILE *file = fopen(path, "rb");
-    if (!file)
-        return dms_fail(DMS_ERR_IO, "config %s cannot be read: %s", path, strerror(errno));
-    if (!yaml_parser_initialize(&parser)) {
-        fclose(file);
-        return dms_fail(DMS_ERR_NOMEM, "no memory to parse %s", path);
-    }
+    reader r = {.recipe = &values, .path = name};
+    if (!yaml_parser_initialize(&parser))
+        return dms_fail(DMS_ERR_NOMEM, "no memory to parse %s", name);
     yaml_parser_set_input_file(&parser, file);
     const dms_status status = parse(&parser, &r);
     yaml_parser_delete(&parser);
-    fclose(file);
     if (!status)
         *recipe = values;
+    return status;
+}
+
+dms_status dms_recipe_read(dms_recipe *recipe, const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return dms_fail(DMS_ERR_IO, "config %s cannot be read: %s", path, strerror(errno));
+    const dms_status status = read_stream(recipe, file, path);
+    fclose(file);
+    return status;
+}
+
+dms_status dms_recipe_parse(dms_recipe *recipe, const char *text, size_t length, const char *name)
+{
+    FILE *file = fmemopen((void *)text, length, "rb"); /* opened for reading: text stays as it is */
+    if (!file)
+        return dms_fail(DMS_ERR_NOMEM, "no memory to parse %s", name);
+    const dms_status status = read_stream(recipe, file, name);
+    fclose(file);
     return status;
 }

@@ -316,6 +316,18 @@ static dms_status check_origin(const dms_checkpoint *c, const dms_state *s, cons
     return DMS_OK;
 }
 
+/* A checkpoint without its recipe is as good as one with the same. */
+static dms_status check_recipe(const dms_checkpoint *c, const dms_state *s, const char *path)
+{
+    size_t length = 0;
+    dms_recipe before = dms_recipe_defaults();
+    const char *text = dms_checkpoint_text(c, "run_config", &length);
+    if (!text)
+        return DMS_OK;
+    DMS_TRY(dms_recipe_parse(&before, text, length, path));
+    return dms_recipe_continues(s->recipe, &before);
+}
+
 static dms_status read_buffers(const dms_checkpoint *c, const dms_state *s, void *staging)
 {
     const dms_tensor *flat[3];
@@ -342,6 +354,7 @@ static dms_status load_from(int64_t *step, const char *path, dms_state *s)
     DMS_TRY_OR(done, dms_checkpoint_open(&c, path));
     DMS_TRY_OR(done, dms_checkpoint_verify(c));
     DMS_TRY_OR(done, check_origin(c, s, path));
+    DMS_TRY_OR(done, check_recipe(c, s, path));
     if (!dms_checkpoint_int(c, "step", &saved) || saved < 0)
         DMS_TRY_OR(
             done, dms_fail(DMS_ERR_FORMAT, "%s has no step, expected a training checkpoint", path));
