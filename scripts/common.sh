@@ -17,6 +17,11 @@ die() {
     exit 1
 }
 
+# The compute capability of the first GPU, as nvcc writes it (90); nothing without a GPU.
+gpu_architecture() {
+    nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ' || true
+}
+
 as_root() { # command ...
     if [ "$(id -u)" = 0 ]; then
         "$@"

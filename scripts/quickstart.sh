@@ -16,7 +16,10 @@ scripts/packages.sh
 
 say "2/7 build"
 mkdir -p "$bin"
-cmake -S . -B "$bin" -DCMAKE_BUILD_TYPE=Release -DDMS_TESTS=OFF >"$bin/configure.log" 2>&1 ||
+gpu=$(gpu_architecture)
+backend=(-DDMS_CUDA=OFF) # compiling it takes minutes, for nothing without a GPU
+[ -z "$gpu" ] || backend=(-DDMS_CUDA=AUTO "-DDMS_CUDA_ARCHS=$gpu")
+cmake -S . -B "$bin" -DCMAKE_BUILD_TYPE=Release -DDMS_TESTS=OFF "${backend[@]}" >"$bin/configure.log" 2>&1 ||
     { tail -n 20 "$bin/configure.log"; die "cmake failed; see $bin/configure.log"; }
 cmake --build "$bin" -j "$(nproc)"
 

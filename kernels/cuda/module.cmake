@@ -74,6 +74,8 @@ else()
     $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=-warn-spills$<$<BOOL:${DMS_WERROR}>:,-Werror>>
     $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${DMS_WERROR}>>:-Werror=all-warnings>)
   target_link_libraries(dms_cuda PRIVATE CUDA::cudart_static CUDA::cublasLt)
+  set_target_properties(dms_cuda PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  install(TARGETS dms_cuda LIBRARY DESTINATION lib/dms)
   message(STATUS "CUDA backend built for compute capabilities ${DMS_CUDA_ARCHS}")
 endif()
 
