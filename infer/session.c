@@ -160,6 +160,14 @@ static dms_status check_options(const dms_session_options *o)
     return DMS_OK;
 }
 
+/* `status`, with what to do about too little memory. */
+static dms_status advised(dms_status status)
+{
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("a shorter context or fewer sequences need less");
+    return status;
+}
+
 dms_status dms_session_open(dms_session **out, const dms_session_options *options)
 {
     dms_status status = DMS_OK;
@@ -180,10 +188,8 @@ dms_status dms_session_open(dms_session **out, const dms_session_options *option
     *out = s;
     return DMS_OK;
 fail:
-    if (status == DMS_ERR_NOMEM)
-        dms_trail_note("a shorter context or fewer sequences need less");
     dms_session_close(s);
-    return status;
+    return advised(status);
 }
 
 void dms_session_close(dms_session *session)
@@ -280,8 +286,8 @@ dms_status dms_session_prefill(dms_session *session, float *logits, int sequence
     DMS_TRY(check_tokens(session, sequence, tokens, n));
     for (int64_t i = 0; i < n; i += step) {
         const int64_t count = n - i < step ? n - i : step;
-        DMS_TRY(
-            prefill_chunk(session, i + count == n ? logits : NULL, sequence, tokens + i, count));
+        float *wanted = i + count == n ? logits : NULL;
+        DMS_TRY(advised(prefill_chunk(session, wanted, sequence, tokens + i, count)));
     }
     return dms_cache_trim(session->cache);
 }
@@ -322,7 +328,7 @@ dms_status dms_session_decode(dms_session *session, float *logits, const int32_t
 {
     decode_step step = {session, sequences, n};
     DMS_TRY(check_batch(session, sequences, tokens, n));
-    DMS_TRY(dms_cache_reserve(session->cache, sequences, n, 1, -1));
+    DMS_TRY(advised(dms_cache_reserve(session->cache, sequences, n, 1, -1)));
     for (int i = 0; i < n; i++)
         stage(session, i, sequences[i], tokens + i, 1);
     DMS_TRY(upload_staged(session));

@@ -463,6 +463,31 @@ ParameterizedTest(dms_device_kind *kind, attention_bwd,
     rig_close(&r);
 }
 
+ParameterizedTestParameters(attention_bwd, of_no_tokens_is_no_work)
+{
+    return rig_devices();
+}
+
+ParameterizedTest(dms_device_kind *kind, attention_bwd, of_no_tokens_is_no_work)
+{
+    static const bwd_case one = {1, 1, 2, 1, 64, 0, SOFT};
+    static const int token_axis[INPUTS] = {
+        [BIAS] = 2, [LSE] = 2, [Q] = 1, [K] = 1, [V] = 1, [DOUT] = 1, [O] = 1};
+    rig r = rig_open(*kind);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        problem p;
+        make(&p, &r, &one, bf16);
+        define(&p, &r);
+        for (int i = 0; i < INPUTS; i++)
+            p.device[i].shape[token_axis[i]] = 0;
+        for (int i = 0; i < GRADS; i++)
+            p.grad[i].shape[token_axis[shape_of[i]]] = 0;
+        must(run(&p, ALL));
+        drop(&p);
+    }
+    rig_close(&r);
+}
+
 ParameterizedTestParameters(attention_bwd, refuses_heads_wider_than_a_gpu_takes)
 {
     return rig_devices();
@@ -478,8 +503,7 @@ ParameterizedTest(dms_device_kind *kind, attention_bwd, refuses_heads_wider_than
     make(&p, &r, &wide, false);
     define(&p, &r);
     cr_assert(run(&p, ALL) == DMS_ERR_SHAPE);
-    cr_assert(strstr(dms_error_text(), "is 257, expected at most 256"), "%s",
-              dms_error_text());
+    cr_assert(strstr(dms_error_text(), "is 257, expected at most 256"), "%s", dms_error_text());
     expect(&p, 0);
     drop(&p);
     rig_close(&r);

@@ -7,13 +7,14 @@
 
 static const float eps = 1e-5f;
 /* One below, at and above 16 (channels summed in lanes) and 64 (rows of a partial sum); on a GPU
- * 32 (threads of a warp), 512 (the longest row of a warp), 1024 (of a block in one go), and more
- * rows than its 512 partial sums take, of a warp (8 a sum) and of a block. */
+ * 32 (threads of a warp), 512 (the longest row of a warp), 1024 (of a block in one go), more
+ * rows than its 512 partial sums take, of a warp (8 a sum) and of a block, and rows whose sum of
+ * 48 KiB fits no block beside the kernel's own shared memory unless asked for. */
 static const struct {
     int64_t rows, dim;
-} shapes[] = {{1, 1},   {3, 31},   {5, 15},   {5, 16},   {5, 17},   {2, 257},  {63, 7},
-              {64, 7},  {65, 7},   {9, 32},   {7, 64},   {3, 511},  {9, 512},  {3, 513},
-              {2, 516}, {3, 1024}, {2, 1028}, {2, 2052}, {4101, 4}, {515, 516}};
+} shapes[] = {{1, 1},   {3, 31},   {5, 15},   {5, 16},   {5, 17},   {2, 257},   {63, 7},
+              {64, 7},  {65, 7},   {9, 32},   {7, 64},   {3, 511},  {9, 512},   {3, 513},
+              {2, 516}, {3, 1024}, {2, 1028}, {2, 2052}, {4101, 4}, {515, 516}, {1, 12288}};
 
 /* The definition, written to be read and not to be fast. */
 static void define(float *y, float *rstd, const float *x, const float *w, const int64_t size[2])
@@ -116,6 +117,30 @@ ParameterizedTest(dms_device_kind *kind, norm, adds_the_gradient_of_its_definiti
         free(wanted_dw);
         free(exact_dw);
     }
+    rig_close(&r);
+}
+
+ParameterizedTestParameters(norm, refuses_rows_whose_sum_no_block_holds)
+{
+    return rig_devices();
+}
+
+/* On a GPU; a frozen weight has no such limit. */
+ParameterizedTest(dms_device_kind *kind, norm, refuses_rows_whose_sum_no_block_holds)
+{
+    if (*kind == DMS_CPU)
+        cr_skip_test("the CPU takes rows of any length");
+    rig r = rig_open(*kind);
+    const dms_tensor x = rig_noise(&r, rig_shape(1, 70000, 0, 0)), dy = rig_noise(&r, x);
+    const dms_tensor w = rig_noise(&r, rig_shape(70000, 0, 0, 0));
+    dms_tensor y = rig_empty(&r, x), rstd = rig_empty(&r, rig_shape(1, 0, 0, 0));
+    dms_tensor dx = rig_zero(&r, x), dw = rig_zero(&r, w);
+    must(dms_rms_norm(&y, &rstd, &x, &w, eps));
+    cr_assert(dms_rms_norm_bwd(&dx, &dw, &dy, &x, &w, &rstd) == DMS_ERR_SHAPE);
+    cr_assert(strstr(dms_error_message(), "D is 70000, expected at most") &&
+                  strstr(dms_error_message(), "use --device cpu"),
+              "%s", dms_error_message());
+    must(dms_rms_norm_bwd(&dx, NULL, &dy, &x, &w, &rstd));
     rig_close(&r);
 }
 

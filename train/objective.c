@@ -110,7 +110,7 @@ done:
     dms_tape_close(measure_student);
     dms_tape_close(measure_teacher);
     if (status == DMS_ERR_NOMEM)
-        dms_trail_note("a training step; lower run.batch or data.context, or set run.replay: true");
+        dms_trail_note("for a training step");
     return status;
 }
 

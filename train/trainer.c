@@ -146,6 +146,14 @@ static dms_status open_data(dms_trainer *t)
     return DMS_OK;
 }
 
+/* `status`, with what to do about too little memory. */
+static dms_status advised(dms_status status)
+{
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("lower run.batch or data.context, or set run.replay: true");
+    return status;
+}
+
 static dms_status open_objective(dms_trainer *t)
 {
     const dms_recipe *r = &t->recipe;
@@ -156,7 +164,7 @@ static dms_status open_objective(dms_trainer *t)
                                            .replay = r->run.replay,
                                            .direction = (dms_kl_direction)r->loss.direction,
                                            .lambda = (float)r->loss.lambda};
-    return dms_objective_open(&t->objective, &options);
+    return advised(dms_objective_open(&t->objective, &options));
 }
 
 static dms_status make_folder(const char *path)
@@ -271,8 +279,7 @@ dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool ch
     t->recipe = *recipe;
     t->lock = -1;
     const dms_status status = open_parts(t, check);
-    if (status == DMS_ERR_NOMEM)
-        dms_trail_note("a smaller run.batch or data.context, or run.replay: true, needs less");
+
     if (status) {
         dms_trainer_close(t);
         return status;
@@ -424,7 +431,7 @@ dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks)
         DMS_TRY(evaluate(t, hooks)); /* cut off between the last save and its evaluation */
     while (t->step < t->recipe.schedule.steps) {
         dms_step_report report;
-        DMS_TRY(run_step(t, &report));
+        DMS_TRY(advised(run_step(t, &report)));
         const bool stop = hooks->interrupted && hooks->interrupted(hooks->context);
         DMS_TRY(after_step(t, hooks, &report, stop));
         if (stop)

@@ -107,6 +107,7 @@ static dense_plan *make_plan(dms_cuda_device *cuda, const dms_dense_shape *shape
     p->usable = dms_dense_graph_open(&p->graph) == CUDNN_STATUS_SUCCESS;
     if (!p->usable)
         dms_dense_graph_close(&p->graph);
+    (void)cudaGetLastError(); /* a refusal is no failure of the next launch */
     return p;
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/cuda/dense.h"
+#include "kernels/cuda/module.h"
 
 enum { SLOT = 1 << 20 }; /* bytes of staging memory */
 
@@ -59,7 +60,7 @@ static dms_status cuda_alloc(dms_device *dev, void **out, size_t bytes)
     }
     ignore(error);
     ignore(cudaMemGetInfo(&free_bytes, &all));
-    return dms_fail(DMS_ERR_NOMEM, "%s has %.1f MiB free of %.1f, %.1f MiB were asked for",
+    return dms_fail(DMS_ERR_NOMEM, "%s has %.3f MiB free of %.3f, %.3f MiB were asked for",
                     dev->name, (double)free_bytes / 0x1p20, (double)all / 0x1p20,
                     (double)bytes / 0x1p20);
 }
@@ -237,13 +238,21 @@ static dms_status make_streams(dms_cuda_device *cuda)
     return DMS_OK;
 }
 
-/* The module's one entry. emulated: this build of it runs on the CPU. */
-dms_status dms_cuda_module_open(dms_device **out, bool emulated);
+static bool is_same_build(const dms_cuda_abi *a, const dms_cuda_abi *b)
+{
+    return a->device_bytes == b->device_bytes && a->tensor_bytes == b->tensor_bytes &&
+           a->paged_bytes == b->paged_bytes && strcmp(a->ops, b->ops) == 0;
+}
 
-__attribute__((visibility("default"))) dms_status dms_cuda_module_open(dms_device **out,
-                                                                       bool emulated)
+__attribute__((visibility("default"))) dms_cuda_module_open_fn dms_cuda_module_open;
+
+dms_status dms_cuda_module_open(dms_device **out, const dms_cuda_abi *program, bool emulated)
 {
     dms_status status = DMS_OK;
+    const dms_cuda_abi own = dms_cuda_abi_of_this_build();
+    if (!is_same_build(program, &own))
+        return dms_fail(DMS_ERR_DEVICE, "the CUDA backend is of another version of dms.c; build it "
+                                        "again, or use --device cpu");
     const bool waits = is_set("DMS_SYNC");
     dms_cuda_device *cuda = calloc(1, sizeof(*cuda));
     if (!cuda)

@@ -1,14 +1,12 @@
 /* Opens the CUDA backend, a module of its own: users of the CPU load no CUDA library. */
+#include "kernels/cuda/module.h"
+
 #include <dlfcn.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
-
-#include "kernels/device.h"
-
-typedef dms_status open_module_fn(dms_device **out, bool emulated);
 
 /* The folder of the running program; false where the system does not say. */
 static bool program_folder(char path[PATH_MAX])
@@ -58,19 +56,25 @@ dms_status dms_cuda_open(dms_device **out, dms_device_kind kind)
     const bool emulated = kind == DMS_CUDA_EMU;
     const char *name = emulated ? "libdms_cuda_emu.so" : "libdms_cuda.so";
     char path[2 * PATH_MAX];
-    open_module_fn *open_module = NULL;
+    dms_cuda_module_open_fn *open_module = NULL;
+    const dms_cuda_abi abi = dms_cuda_abi_of_this_build();
     if (!emulated)
         DMS_TRY(check_driver());
     if (!find_module(path, name))
-        return dms_fail(DMS_ERR_NODEVICE,
-                        "no CUDA device: this build has no %s beside its programs; build it where "
-                        "the CUDA toolkit is, or use --device cpu",
-                        name);
+        return dms_fail(
+            DMS_ERR_NODEVICE,
+            "no CUDA device: there is no %s %s; build it where the CUDA toolkit is, or use "
+            "--device cpu",
+            name,
+            getenv("DMS_MODULES") ? "in the folder that DMS_MODULES names" : "beside this program");
     void *module = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* stays: kernels hold on to it */
     if (!module)
-        return dms_fail(DMS_ERR_DEVICE, "the CUDA backend cannot be loaded: %s", dlerror());
+        return dms_fail(DMS_ERR_DEVICE, "the CUDA backend cannot be loaded: %s; use --device cpu",
+                        dlerror());
     *(void **)&open_module = dlsym(module, "dms_cuda_module_open");
     if (!open_module)
-        return dms_fail(DMS_ERR_DEVICE, "%s is of another version of dms.c: %s", path, dlerror());
-    return open_module(out, emulated);
+        return dms_fail(DMS_ERR_DEVICE,
+                        "the CUDA backend is of another version of dms.c: %s; use --device cpu",
+                        dlerror());
+    return open_module(out, &abi, emulated);
 }

@@ -34,6 +34,22 @@ static inline dms_paged_batch dms_paged_batch_of(const dms_paged *c, const dms_p
 dms_status dms_cuda_paged_chunk(dms_tensor *o, const dms_paged *cache, const dms_paged_rows *rows,
                                 const dms_tensor *q);
 
+/* Partial softmaxes of the rows of units, and where their results go. Row m of a unit is query m /
+ * R of the chunk and head m % R of the group. A cell holds the maximum of a part's scores in units
+ * of log2, the sum of their powers of two under it and so weighted values; its size is even. */
+typedef struct {
+    const float *cells; /* [units, splits, rows, cell]: maximum, sum, [E] */
+    float *o;           /* [n, T, H*E] */
+    int rows;           /* T*R */
+    int reps;           /* R */
+    int splits;
+    int cell; /* floats */
+    int groups, head_dim;
+} dms_paged_merge;
+
+/* Queues the merge of all parts of `units` units. In paged_attention.cu. */
+dms_status dms_cuda_paged_merge(dms_device *dev, const dms_paged_merge *merge, int64_t units);
+
 /* The unit that is number i of the batch: KV head i % G of row i / G. */
 static __device__ __forceinline__ int64_t dms_paged_unit(const dms_paged_batch *b, int64_t i)
 {

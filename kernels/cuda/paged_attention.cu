@@ -354,33 +354,70 @@ static __global__ void __launch_bounds__(THREADS, BLOCKS(T, RT)) decode_kernel(d
         dms_paged_count(c, d.b.counter, live);
 }
 
-/* One block a head: the sum of its parts under the largest maximum. */
-static __global__ void merge_kernel(decode d)
+/* Weights of a row's parts under the largest maximum, and one over their sum, by one warp. parts:
+ * [splits] maxima and sums; the weights take the maxima's place. */
+static __device__ float weigh_parts(float2 *parts, int splits)
 {
-    const int64_t head = blockIdx.x, i = head / d.reps;
-    const float *cells = d.cells + (i * d.splits * d.reps + head % d.reps) * d.cell;
-    const int64_t next = (int64_t)d.reps * d.cell; /* from one part to the next */
-    float top = -INFINITY;
-    for (int p = 0; p < d.splits; p++)
-        top = fmaxf(top, cells[p * next]);
-    for (int e = (int)threadIdx.x; e < d.b.c.head_dim; e += THREADS) {
-        float sum = 0, value = 0;
+    const int lane = (int)threadIdx.x % DMS_WARP;
+    float top = -INFINITY, sum = 0;
+    for (int p = lane; p < splits; p += DMS_WARP)
+        top = fmaxf(top, parts[p].x);
+    top = dms_warp_max(top);
+    for (int p = lane; p < splits; p += DMS_WARP) {
+        parts[p].x = weight_of(parts[p].x, top);
+        sum += parts[p].x * parts[p].y;
+    }
+    return 1.0f / dms_warp_sum(sum);
+}
+
+/* One block a row: the sum of its parts under the largest maximum. Latency bounds it, so that no
+ * read waits for another; what a part without weight holds is not read. */
+static __global__ void __launch_bounds__(THREADS) merge_kernel(dms_paged_merge d)
+{
+    DMS_DYNAMIC_SHARED(float2, parts);
+    __shared__ float share;
+    const int64_t i = blockIdx.x / (unsigned)d.rows, row = i / d.groups, group = i % d.groups;
+    const int m = (int)(blockIdx.x % (unsigned)d.rows), reps = d.reps;
+    const float *cells = d.cells + (i * d.splits * d.rows + m) * d.cell;
+    const int64_t next = (int64_t)d.rows * d.cell; /* from one part to the next */
+    const int64_t token = row * (d.rows / reps) + m / reps;
+    float *o = d.o + ((token * d.groups + group) * reps + m % reps) * d.head_dim;
+
+    for (int p = (int)threadIdx.x; p < d.splits; p += THREADS)
+        parts[p] = *(const float2 *)(cells + p * next);
+    __syncthreads();
+    if (threadIdx.x < DMS_WARP) {
+        const float inverse = weigh_parts(parts, d.splits);
+        if (threadIdx.x == 0)
+            share = inverse;
+    }
+    __syncthreads();
+    for (int e = (int)threadIdx.x; e < d.head_dim; e += THREADS) {
+        float value = 0;
+#pragma unroll 8
         for (int p = 0; p < d.splits; p++) {
-            const float weight = weight_of(cells[p * next], top);
-            sum += weight * cells[p * next + 1];
-            value += weight * cells[p * next + 2 + e];
+            const float weight = parts[p].x;
+            value += weight * (weight > 0.0f ? cells[p * next + 2 + e] : 0.0f);
         }
-        d.o[head * d.b.c.head_dim + e] = value / sum;
+        o[e] = value * share;
     }
 }
 
-/* Parts of a unit, from what the host knows: enough for all SMs, each of a tile or more where a
- * unit is full. Live counts are not known here; parts that they leave empty weigh nothing. */
+dms_status dms_cuda_paged_merge(dms_device *dev, const dms_paged_merge *merge, int64_t units)
+{
+    DMS_LAUNCH(merge_kernel, (unsigned)(units * merge->rows), THREADS,
+               (size_t)merge->splits * sizeof(float2), dms_cuda_stream(dev), *merge);
+    return DMS_LAUNCHED();
+}
+
+/* Parts of a unit, from what the host knows: enough for all SMs, each of a tile a warp or more
+ * where a unit is full. Live counts are not known here; parts that they leave empty weigh nothing.
+ */
 template <class T, int RT> static int splits_for(const dms_paged_batch *b, int blocks)
 {
     const int64_t full = dms_cuda_of(b->c.device)->multiprocessors * (int64_t)BLOCKS(T, RT);
     const int64_t slots = (int64_t)b->c.unit_pages * b->c.page_slots;
-    const int64_t most = (slots + TILE(T) - 1) / TILE(T), wanted = full / blocks;
+    const int64_t most = slots / (WARPS * TILE(T)), wanted = full / blocks;
     const int64_t splits = wanted < most ? wanted : most;
     return splits < 1 ? 1 : (int)splits;
 }
@@ -405,9 +442,12 @@ template <class T, int RT> static dms_status run_decode(decode d)
     DMS_CUDA_TRY(DMS_ALLOW_SHARED((decode_kernel<T, RT>), shared));
     DMS_LAUNCH((decode_kernel<T, RT>), dim3((unsigned)(d.b.units * d.splits), (unsigned)tiles),
                THREADS, shared, stream, d);
-    if (d.splits > 1)
-        DMS_LAUNCH(merge_kernel, (unsigned)(d.b.units * d.reps), THREADS, 0, stream, d);
-    return DMS_LAUNCHED();
+    DMS_TRY(DMS_LAUNCHED());
+    if (d.splits == 1)
+        return DMS_OK;
+    const dms_paged_merge merge = {d.cells,  d.o,    d.reps,    d.reps,
+                                   d.splits, d.cell, c->groups, c->head_dim};
+    return dms_cuda_paged_merge(c->device, &merge, d.b.units);
 }
 
 template <class T> static dms_status run_heads(const decode *d)

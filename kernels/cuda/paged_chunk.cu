@@ -1,17 +1,16 @@
 /* Attention of chunks of tokens over the paged cache (prefill), under the law of visibility.
  *
- * A block takes ROWS rows of one unit: its queries and their R heads, row t*R + r, so that the
- * heads of a group share one read of keys and values. It meets the unit's slots a tile at a time
- * with a running softmax; tiles that no query sees are passed over. Plain f32 arithmetic bounds it.
+ * A block takes ROWS rows of one unit and meets its slots a tile at a time with a running softmax;
+ * tiles that no query sees are passed over. Plain f32 arithmetic bounds it: pages in f32 and heads
+ * of other widths than paged_chunk_mma.cu takes come here.
  */
 #include <float.h>
 
-#include "kernels/cuda/paged.cuh"
+#include "kernels/cuda/paged_chunk.cuh"
 
 enum {
     ROWS = 64,
     SLOTS = 64,    /* of a tile */
-    STAGE = 32,    /* channels of keys, or slots of values, in shared memory at a time */
     THREADS = 256, /* 16 x 16, each of 4 rows by 4 slots, and 4 rows by 4 channels of every 64 */
     SIDE = 16,
     ROW = ROWS + 4, /* floats of a line of shared memory: spreads lines over the banks */
@@ -20,28 +19,12 @@ enum {
 
 #define VECTOR(T) (16 / (int)sizeof(T)) /* elements of 16 bytes */
 
-typedef struct {
-    dms_paged_batch b;
-    const float *q; /* [n, T, H*E] */
-    float *o;       /* [n, T, H*E] */
-    int reps;       /* R */
-    int tiles;      /* tiles of rows of a unit */
-    float scale;    /* log2(e)/sqrt(E): softmax in powers of two */
-} chunk;
-
-/* What a block works on. */
-typedef struct {
-    int64_t unit, offset; /* offset: floats from q to its row 0 of this unit, query 0 */
-    int row, rows;        /* the first row, and how many there are */
-    int position;         /* of query 0 */
-    int live;
-} task;
-
 /* Shared memory of a block. */
 typedef struct {
     float *q;               /* [E, ROW], scaled */
     float *p;               /* [SLOTS, ROW], weights */
-    float *stage;           /* keys [STAGE, SLOTS], then values [STAGE, channels] */
+    float *stage;           /* keys [STAGE, SLOTS], then values [STAGE, channels]; STAGE: channels
+                               of keys, or slots of values, in shared memory at a time */
     int32_t *at;            /* [SLOTS] */
     unsigned long long *kv; /* [SLOTS/GROUP, 2], where keys and values of a group begin */
 } places;
@@ -52,16 +35,17 @@ template <int CHANNELS> struct running {
     float o[4][CHANNELS / SIDE];
 };
 
-static size_t chunk_shared(int head_dim, int channels)
+/* stage: STAGE of the kernels below. */
+static size_t chunk_shared(int head_dim, int channels, int stage)
 {
-    const int stage = STAGE * (channels > SLOTS ? channels : SLOTS);
+    stage *= channels > SLOTS ? channels : SLOTS;
     return sizeof(float) * (size_t)(head_dim * ROW + SLOTS * ROW + stage + SLOTS) +
            2 * SLOTS / GROUP * sizeof(unsigned long long);
 }
 
-static __device__ places places_of(float *shared, int head_dim, int channels)
+static __device__ places places_of(float *shared, int head_dim, int channels, int stage)
 {
-    const int stage = STAGE * (channels > SLOTS ? channels : SLOTS);
+    stage *= channels > SLOTS ? channels : SLOTS;
     places at;
     at.kv = (unsigned long long *)shared;
     at.q = shared + 2 * (2 * SLOTS / GROUP);
@@ -71,62 +55,32 @@ static __device__ places places_of(float *shared, int head_dim, int channels)
     return at;
 }
 
-/* The rows that see most come first. */
-static __device__ task task_of(const chunk *d)
-{
-    const dms_paged *c = &d->b.c;
-    const int64_t i = blockIdx.x / (unsigned)d->tiles, row = i / c->groups, group = i % c->groups;
-    const int tile = d->tiles - 1 - (int)(blockIdx.x % (unsigned)d->tiles);
-    const int left = d->b.tokens * d->reps - tile * ROWS;
-    task x;
-    x.unit = dms_paged_unit(&d->b, i);
-    x.offset = (row * d->b.tokens * c->groups + group) * d->reps * c->head_dim;
-    x.row = tile * ROWS;
-    x.rows = left < ROWS ? left : ROWS;
-    x.position = d->b.positions[row * d->b.tokens];
-    x.live = c->live[x.unit];
-    return x;
-}
-
-/* Where row m of a unit begins, in floats from its query 0. */
-static __device__ __forceinline__ int64_t row_at(const chunk *d, int m)
-{
-    const int64_t heads = (int64_t)d->b.c.groups * d->reps;
-    return (m / d->reps * heads + m % d->reps) * d->b.c.head_dim;
-}
-
-static __device__ void load_queries(const places *at, const chunk *d, const task *x)
+static __device__ void load_queries(const places *at, const dms_paged_chunk *d,
+                                    const dms_paged_task *x)
 {
     const int head_dim = d->b.c.head_dim;
+    const float *q = (const float *)d->q;
     for (int i = (int)threadIdx.x; i < ROWS * head_dim; i += THREADS) {
         const int m = i / head_dim, e = i % head_dim;
         at->q[e * ROW + m] =
-            m < x->rows ? d->q[x->offset + row_at(d, x->row + m) + e] * d->scale : 0.0f;
+            m < x->rows ? q[x->offset + dms_paged_row_at(d, x->row + m) + e] * d->scale : 0.0f;
     }
-}
-
-/* How many of the queries [first, last], numbers in the chunk, see a slot. */
-static __device__ int seen_by(const task *x, int64_t window, int32_t at, int first, int last)
-{
-    const int64_t key = (at >> 1) - x->position, gone = key + window;
-    const int64_t from = key > first ? key : first;
-    const int64_t to = (at & 1) && gone < last ? gone : last;
-    return to < from ? 0 : (int)(to - from + 1);
 }
 
 /* Looks at the tile from `slot` on: its positions and addresses. Tells all threads whether a query
  * of the block sees one of its slots; adds to *visible the pairs, once a KV head. */
 template <class T>
-static __device__ bool look(const places *at, const chunk *d, const task *x, int slot,
-                            int64_t *visible)
+static __device__ bool look(const places *at, const dms_paged_chunk *d, const dms_paged_task *x,
+                            int slot, int64_t *visible)
 {
     const dms_paged *c = &d->b.c;
     const int t = (int)threadIdx.x, last = (x->row + x->rows - 1) / d->reps;
     int seen = 0;
     if (t < SLOTS && slot + t < x->live) {
         at->at[t] = *dms_paged_slot(c, x->unit, slot + t);
-        seen = seen_by(x, c->window, at->at[t], x->row / d->reps, last);
-        *visible += seen_by(x, c->window, at->at[t], (x->row + d->reps - 1) / d->reps, last);
+        seen = dms_paged_seen_by(x, c->window, at->at[t], x->row / d->reps, last);
+        *visible +=
+            dms_paged_seen_by(x, c->window, at->at[t], (x->row + d->reps - 1) / d->reps, last);
     }
     if (t < SLOTS && t % GROUP == 0) {
         const int from = slot + t < x->live ? slot + t : slot, place = from % c->page_slots;
@@ -140,7 +94,7 @@ static __device__ bool look(const places *at, const chunk *d, const task *x, int
 
 /* Channels [first, first + STAGE) of the tile's keys; zero from E on. Those of slots past the last
  * one are of undefined memory. */
-template <class T>
+template <class T, int STAGE>
 static __device__ void stage_keys(const places *at, const dms_paged *c, int first)
 {
     const int vectors = SLOTS / VECTOR(T);
@@ -160,7 +114,7 @@ static __device__ void stage_keys(const places *at, const dms_paged *c, int firs
 
 /* Values of slots [first, first + STAGE) of the tile, in channels [channel, channel + CHANNELS);
  * zero from the last of `count` slots and from E on. */
-template <class T, int CHANNELS>
+template <class T, int CHANNELS, int STAGE>
 static __device__ void stage_values(const places *at, const dms_paged *c, int first, int count,
                                     int channel)
 {
@@ -180,7 +134,8 @@ static __device__ void stage_values(const places *at, const dms_paged *c, int fi
 }
 
 /* s[i][j]: score of row 4*y + i with slot 4*x + j of the tile. */
-template <class T> static __device__ void score(const places *at, const dms_paged *c, float s[4][4])
+template <class T, int STAGE>
+static __device__ void score(const places *at, const dms_paged *c, float s[4][4])
 {
     const int x = (int)threadIdx.x % SIDE, y = (int)threadIdx.x / SIDE;
 #pragma unroll
@@ -188,7 +143,7 @@ template <class T> static __device__ void score(const places *at, const dms_page
         s[i / 4][i % 4] = 0;
     for (int first = 0; first < c->head_dim; first += STAGE) {
         const int end = c->head_dim - first < STAGE ? c->head_dim - first : STAGE;
-        stage_keys<T>(at, c, first);
+        stage_keys<T, STAGE>(at, c, first);
         for (int e = 0; e < end; e++) {
             float q[4], k[4];
             dms_widen(q, at->q + (first + e) * ROW + 4 * y);
@@ -201,8 +156,8 @@ template <class T> static __device__ void score(const places *at, const dms_page
 }
 
 /* Scores of what the law hides become -infinity. */
-static __device__ void hide(const places *at, const chunk *d, const task *x, int count,
-                            float s[4][4])
+static __device__ void hide(const places *at, const dms_paged_chunk *d, const dms_paged_task *x,
+                            int count, float s[4][4])
 {
     const int first = (int)threadIdx.x % SIDE * 4, row = (int)threadIdx.x / SIDE * 4;
 #pragma unroll
@@ -247,14 +202,14 @@ static __device__ void weigh(const places *at, running<CHANNELS> *x, float s[4][
             make_float4(s[0][j], s[1][j], s[2][j], s[3][j]);
 }
 
-template <class T, int CHANNELS>
+template <class T, int CHANNELS, int STAGE>
 static __device__ void add_values(const places *at, running<CHANNELS> *x, const dms_paged *c,
                                   int count, int channel)
 {
     const int column = (int)threadIdx.x % SIDE * 4, row = (int)threadIdx.x / SIDE * 4;
     for (int first = 0; first < count; first += STAGE) {
         const int end = count - first < STAGE ? count - first : STAGE;
-        stage_values<T, CHANNELS>(at, c, first, count, channel);
+        stage_values<T, CHANNELS, STAGE>(at, c, first, count, channel);
         for (int slot = 0; slot < end; slot++) {
             float p[4], v[CHANNELS / SIDE];
             dms_widen(p, at->p + (first + slot) * ROW + row);
@@ -271,8 +226,8 @@ static __device__ void add_values(const places *at, running<CHANNELS> *x, const 
 }
 
 template <int CHANNELS>
-static __device__ void write_rows(const chunk *d, const task *x, const running<CHANNELS> *sums,
-                                  int channel)
+static __device__ void write_rows(const dms_paged_chunk *d, const dms_paged_task *x,
+                                  const running<CHANNELS> *sums, int channel)
 {
     const int column = (int)threadIdx.x % SIDE * 4, row = (int)threadIdx.x / SIDE * 4;
     for (int i = 0; i < 4; i++) {
@@ -281,7 +236,7 @@ static __device__ void write_rows(const chunk *d, const task *x, const running<C
             sum += __shfl_xor_sync(DMS_ALL_LANES, sum, step);
         if (row + i >= x->rows)
             continue;
-        float *o = d->o + x->offset + row_at(d, x->row + row + i);
+        float *o = d->o + x->offset + dms_paged_row_at(d, x->row + row + i);
 #pragma unroll
         for (int j = 0; j < CHANNELS / SIDE; j++) {
             const int e = channel + j / 4 * 4 * SIDE + column + j % 4;
@@ -291,24 +246,15 @@ static __device__ void write_rows(const chunk *d, const task *x, const running<C
     }
 }
 
-static __device__ void count_visible(const dms_paged *c, int64_t visible)
-{
-    const int lane = (int)threadIdx.x % DMS_WARP;
-    for (int step = DMS_WARP / 2; step > 0; step /= 2)
-        visible += __shfl_xor_sync(DMS_ALL_LANES, visible, step);
-    if (lane == 0 && visible)
-        dms_paged_count(c, DMS_PAGED_VISIBLE, visible);
-}
-
 /* A block reads all its queries before it writes: o may be q. Heads of more than CHANNELS channels
  * are met once for every CHANNELS of them. */
-template <class T, int CHANNELS>
-static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(chunk d)
+template <class T, int CHANNELS, int STAGE>
+static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(dms_paged_chunk d)
 {
     DMS_DYNAMIC_SHARED(float, shared);
     const dms_paged *c = &d.b.c;
-    const places at = places_of(shared, c->head_dim, CHANNELS);
-    const task x = task_of(&d);
+    const places at = places_of(shared, c->head_dim, CHANNELS, STAGE);
+    const dms_paged_task x = dms_paged_task_of(&d, blockIdx.x, ROWS);
     int64_t visible = 0;
 
     load_queries(&at, &d, &x);
@@ -320,43 +266,48 @@ static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(chunk d)
             float s[4][4];
             if (!look<T>(&at, &d, &x, slot, &visible))
                 continue;
-            score<T>(&at, c, s);
+            score<T, STAGE>(&at, c, s);
             hide(&at, &d, &x, count, s);
             weigh<CHANNELS>(&at, &sums, s);
-            add_values<T, CHANNELS>(&at, &sums, c, count, channel);
+            add_values<T, CHANNELS, STAGE>(&at, &sums, c, count, channel);
         }
         write_rows<CHANNELS>(&d, &x, &sums, channel);
     }
-    count_visible(c, visible);
+    dms_paged_count_visible(c, visible);
 }
 
-template <class T, int CHANNELS> static dms_status run_chunk(const chunk *d)
+template <class T, int CHANNELS, int STAGE> static dms_status run_chunk(const dms_paged_chunk *d)
 {
     const dms_paged *c = &d->b.c;
-    const size_t shared = chunk_shared(c->head_dim, CHANNELS);
+    const size_t shared = chunk_shared(c->head_dim, CHANNELS, STAGE);
     if (shared > dms_cuda_of(c->device)->shared_bytes)
         return dms_fail(DMS_ERR_SHAPE, "a head of %d channels is too large for %s", c->head_dim,
                         c->device->name);
-    DMS_CUDA_TRY(DMS_ALLOW_SHARED((chunk_kernel<T, CHANNELS>), shared));
-    DMS_LAUNCH((chunk_kernel<T, CHANNELS>), (unsigned)(d->b.units * d->tiles), THREADS, shared,
-               dms_cuda_stream(c->device), *d);
+    DMS_CUDA_TRY(DMS_ALLOW_SHARED((chunk_kernel<T, CHANNELS, STAGE>), shared));
+    DMS_LAUNCH((chunk_kernel<T, CHANNELS, STAGE>), (unsigned)(d->b.units * d->tiles), THREADS,
+               shared, dms_cuda_stream(c->device), *d);
     return DMS_LAUNCHED();
 }
 
-template <class T> static dms_status run_channels(const chunk *d)
+/* Wide heads leave less room beside their queries: E = 256 takes 93 KiB, and some devices have 99
+ * for a block. */
+template <class T> static dms_status run_channels(const dms_paged_chunk *d)
 {
-    return d->b.c.head_dim > 64 ? run_chunk<T, 128>(d) : run_chunk<T, 64>(d);
+    if (d->b.c.head_dim > 192)
+        return run_chunk<T, 128, 16>(d);
+    return d->b.c.head_dim > 64 ? run_chunk<T, 128, 32>(d) : run_chunk<T, 64, 32>(d);
+}
+
+static bool fits_tensor_cores(const dms_paged *c)
+{
+    return c->dtype == DMS_BF16 && (c->head_dim == 64 || c->head_dim == 96 || c->head_dim == 128);
 }
 
 dms_status dms_cuda_paged_chunk(dms_tensor *o, const dms_paged *cache, const dms_paged_rows *rows,
                                 const dms_tensor *q)
 {
-    chunk d;
-    d.b = dms_paged_batch_of(cache, rows);
-    d.q = (const float *)q->data;
-    d.o = (float *)o->data;
-    d.reps = (int)(dms_cols(q) / ((int64_t)cache->groups * cache->head_dim));
-    d.tiles = (d.b.tokens * d.reps + ROWS - 1) / ROWS;
-    d.scale = (float)(1.4426950408889634 / sqrt((double)cache->head_dim));
+    if (fits_tensor_cores(cache))
+        return dms_cuda_paged_chunk_mma(o, cache, rows, q);
+    const dms_paged_chunk d = dms_paged_chunk_of(o, cache, rows, q, ROWS);
     return cache->dtype == DMS_BF16 ? run_channels<dms_bf16>(&d) : run_channels<float>(&d);
 }
