@@ -258,6 +258,8 @@ Test(cuda_run, a_kernel_that_fails_is_named_with_its_op_and_shape)
     const dms_paged_rows rows = {&sequences, &positions, 0, false};
     expect_message(dms_paged_append(dms_cache_paged(cache), &rows, &k, &k, NULL), DMS_ERR_DEVICE,
                    "paged_append of [1, 1, 16] f32 on cuda_emu");
+    dms_cache_close(cache);
+    rig_close(&r);
 }
 
 Test(cuda_run, a_head_too_wide_is_a_shape_error)
