@@ -187,9 +187,9 @@ typedef struct {
 typedef dms_status dms_distill_fn(const dms_distill_out *out, const dms_distill_in *in);
 
 /* Scores of each row for evaluation, f32 [N] each, every one may be NULL:
- * nll = -log p(next) (0 where next[n] < 0; next: [N] i32, may be NULL when nll is), for the
- * student and the teacher; kl_forward = KL(teacher||student); kl_reverse = KL(student||teacher);
- * agree = 1 where both put the same token first. */
+ * nll = -log p(next) (0 where next[n] < 0, NaN where it is no token; next: [N] i32, may be NULL
+ * when nll is), for the student and the teacher; kl_forward = KL(teacher||student); kl_reverse =
+ * KL(student||teacher); agree = 1 where both put the same token first. */
 typedef struct {
     dms_tensor *nll, *nll_teacher, *kl_forward, *kl_reverse, *agree;
     const dms_tensor *next;

@@ -349,3 +349,34 @@ Test(score, refuses_what_cannot_be_scored)
     dms_scorer_close(s);
     lab_close(&l);
 }
+
+/* ---- the op --------------------------------------------------------------------------------- */
+
+/* More than a tile of the vocabulary, so that a place beyond it is memory of nobody. */
+Test(score, of_a_next_token_outside_the_vocabulary_is_nan_and_touches_no_other)
+{
+    enum { N = 4, V = 517, D = 8 };
+    static const int32_t next[N] = {V, V - 1, INT32_MAX, -1};
+    rig r = rig_open(rig_device());
+    dms_tensor ids = rig_shape(N, 0, 0, 0);
+    const dms_tensor w = rig_noise(&r, rig_shape(V, D, 0, 0)),
+                     x = rig_noise(&r, rig_shape(N, D, 0, 0));
+    const dms_tensor weight = rig_upload(&r, ids, (float[N]){1, 1, 1, 1});
+    dms_tensor student = rig_empty(&r, ids), teacher = student, kl = student;
+    teacher = rig_empty(&r, ids);
+    kl = rig_empty(&r, ids);
+    ids.dtype = DMS_I32;
+    ids = rig_upload(&r, ids, next);
+    must(dms_score(
+        &(dms_score_out){.nll = &student, .nll_teacher = &teacher, .kl_forward = &kl, .next = &ids},
+        &(dms_distill_in){&x, &w, &x, &w, &weight}));
+    const dms_tensor *all[] = {&student, &teacher, &kl};
+    for (size_t i = 0; i < COUNT(all); i++) {
+        float *got = rig_read(all[i]);
+        for (int n = 0; n < N; n++)
+            cr_assert(isnan(got[n]) == (i < 2 && next[n] >= V), "score %d of row %d is %g", (int)i,
+                      n, (double)got[n]);
+        free(got);
+    }
+    rig_close(&r);
+}

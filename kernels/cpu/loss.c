@@ -348,7 +348,9 @@ static row_stats combine(const job *j, const side *m, int64_t r, int64_t next)
     }
     out.lse = (double)top + log(sum);
     out.cross = cross / sum;
-    if (next >= 0)
+    if (next >= j->vocab)
+        out.next = NAN; /* no token: no likelihood */
+    else if (next >= 0)
         out.next = m->tiles[next / TILE * CHUNK + r].next;
     return out;
 }
