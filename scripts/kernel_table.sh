@@ -85,10 +85,17 @@ ask_all() {
     body=
     for type in bf16 float; do
         for width in 64 128; do
-            body+=$(put "chunk_kernel<$type, $width>" "chunk_shared($width, $width)")
+            body+=$(put "chunk_kernel<$type, $width, 32>" "chunk_shared($width, $width, 32)")
         done
     done
     ask paged_chunk.cu "$body"
+    body=
+    for width in 64 96 128; do
+        for stack in 1 2; do
+            body+=$(put "chunk_mma_kernel<$width, $stack>" "sizeof(places<$width, $stack>)")
+        done
+    done
+    ask paged_chunk_mma.cu "$body"
 }
 
 # Lines: FILE, mangled name, registers, static shared bytes, threads (0: no __launch_bounds__), spilt
