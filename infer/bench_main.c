@@ -580,6 +580,8 @@ int main(int argc, char **argv)
     const bool usage = status == DMS_ERR_ARG; /* also values that this model cannot take */
     if (!status)
         status = run(&a);
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("lower --batch, --context, --prompt or the batches and prompts of a sweep");
     dms_model_file_close(a.file);
     if (a.device)
         a.device->close(a.device);

@@ -14,7 +14,7 @@
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/dense.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/mma_tile.cuh"
+#include "kernels/cuda/mma_softmax.cuh"
 
 enum {
     WARPS = 4,
@@ -53,9 +53,7 @@ static __device__ __forceinline__ key_buffer key_buffer_at(dms_bf16 *base, int i
     return t;
 }
 
-/* What a thread holds of its 2*STACK rows: rows lane/4 and lane/4 + 8 of each 16-row tile. The
- * maximum is in units of q.k and the same in the 4 lanes of a row; each has its share of the sum.
- */
+/* What a thread holds of its 2*STACK rows, as mma_softmax.cuh has it. */
 typedef struct {
     float max[STACK][2], sum[STACK][2];
 } row_state;
@@ -69,35 +67,6 @@ static __device__ __forceinline__ row_state start(void)
         state.sum[m][0] = state.sum[m][1] = 0;
     }
     return state;
-}
-
-/* s = Q K^T of this warp's rows. */
-template <int WIDTH, int KEYS>
-static __device__ __forceinline__ void multiply_keys(float s[STACK][KEYS / 8][4], const dms_bf16 *q,
-                                                     const dms_bf16 *k, int row)
-{
-#pragma unroll
-    for (int m = 0; m < STACK; m++)
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0;
-#pragma unroll
-    for (int e = 0; e < WIDTH; e += 16) {
-        uint32_t a[STACK][4];
-#pragma unroll
-        for (int m = 0; m < STACK; m++)
-            dms_tile_a<WIDTH>(a[m], q, row + 16 * m, e);
-#pragma unroll
-        for (int n = 0; n < KEYS; n += 16) {
-            uint32_t b[4];
-            dms_tile_b<WIDTH>(b, k, n, e);
-#pragma unroll
-            for (int m = 0; m < STACK; m++) {
-                dms_mma_bf16(s[m][n / 8], a[m], b);
-                dms_mma_bf16(s[m][n / 8 + 1], a[m], b + 2);
-            }
-        }
-    }
 }
 
 /* Every query finds every key late: one bias a key. */
@@ -138,75 +107,6 @@ static __device__ __forceinline__ void apply_law(float s[STACK][KEYS / 8][4], co
                 s[m][n][j + 2] += dms_attention_mask(query + 16 * m + 8, key, window, b);
             }
         }
-}
-
-/* s -> exponentials of one row and its part of the sums; returns what older ones shrink by. The
- * maximum starts at -FLT_MAX and stays finite, so that a row that has seen only evicted keys so far
- * is free of NaN. rate: scale*log2(e). i: 0 or 2, the row's first column of a fragment. */
-template <int KEYS>
-static __device__ __forceinline__ float exponentiate(float s[KEYS / 8][4], float *max, float *sum,
-                                                     float rate, int i)
-{
-    float top = *max;
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
-        top = fmaxf(top, fmaxf(s[n][i], s[n][i + 1]));
-    top = fmaxf(top, __shfl_xor_sync(DMS_ALL_LANES, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(DMS_ALL_LANES, top, 2));
-    /* One a row; dms_exp2 here makes the compiler spill (E = 128, compute capability 10.0). */
-    const float shrink = exp2f((*max - top) * rate), shift = -top * rate;
-    float added = 0;
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
-        s[n][i] = dms_exp2(fmaf(s[n][i], rate, shift));
-        s[n][i + 1] = dms_exp2(fmaf(s[n][i + 1], rate, shift));
-        added += s[n][i] + s[n][i + 1];
-    }
-    *max = top;
-    *sum = *sum * shrink + added;
-    return shrink;
-}
-
-template <int WIDTH, int KEYS>
-static __device__ __forceinline__ void
-soften(float o[STACK][WIDTH / 8][4], float s[STACK][KEYS / 8][4], row_state *state, float rate)
-{
-#pragma unroll
-    for (int m = 0; m < STACK; m++) {
-        const float low = exponentiate<KEYS>(s[m], &state->max[m][0], &state->sum[m][0], rate, 0);
-        const float high = exponentiate<KEYS>(s[m], &state->max[m][1], &state->sum[m][1], rate, 2);
-#pragma unroll
-        for (int n = 0; n < WIDTH / 8; n++) {
-            o[m][n][0] *= low;
-            o[m][n][1] *= low;
-            o[m][n][2] *= high;
-            o[m][n][3] *= high;
-        }
-    }
-}
-
-/* o += P V, P rounded to bf16. */
-template <int WIDTH, int KEYS>
-static __device__ __forceinline__ void add_weighted(float o[STACK][WIDTH / 8][4],
-                                                    float p[STACK][KEYS / 8][4], const dms_bf16 *v)
-{
-#pragma unroll
-    for (int key = 0; key < KEYS; key += 16) {
-        uint32_t a[STACK][4];
-#pragma unroll
-        for (int m = 0; m < STACK; m++)
-            dms_tile_a_from(a[m], p[m][key / 8], p[m][key / 8 + 1]);
-#pragma unroll
-        for (int n = 0; n < WIDTH; n += 16) {
-            uint32_t b[4];
-            dms_tile_b_trans<WIDTH>(b, v, n, key);
-#pragma unroll
-            for (int m = 0; m < STACK; m++) {
-                dms_mma_bf16(o[m][n / 8], a[m], b);
-                dms_mma_bf16(o[m][n / 8 + 1], a[m], b + 2);
-            }
-        }
-    }
 }
 
 /* Where one 16-row tile goes: o and lse of this thread's first row of it. */
@@ -344,14 +244,14 @@ static __global__ void __launch_bounds__(THREADS, 2)
         const dms_attention_keys kind =
             count < 1 ? DMS_KEYS_UNSEEN : dms_attention_keys_of(query, count, key, KEYS, a.window);
         if (kind != DMS_KEYS_UNSEEN) {
-            multiply_keys<WIDTH, KEYS>(s, q, now.k, row);
+            dms_softmax_scores<WIDTH, STACK, KEYS, false>(s, q, now.k, row);
             if (BIAS && kind == DMS_KEYS_LATE)
                 add_bias<KEYS>(s, now.bias);
             else if (kind == DMS_KEYS_MIXED)
                 apply_law<KEYS, BIAS>(s, now.bias, query + (int)threadIdx.x % DMS_WARP / 4 - key,
                                       a.window);
-            soften<WIDTH, KEYS>(sum, s, &state, a.scale * LOG2_E);
-            add_weighted<WIDTH, KEYS>(sum, s, now.v);
+            dms_softmax_soften<WIDTH, STACK, KEYS>(sum, s, state.max, state.sum, a.scale * LOG2_E);
+            dms_softmax_add<WIDTH, STACK, KEYS>(sum, s, now.v);
         }
         put_bias<KEYS, BIAS>(&other, bias, a.scale);
         key = next;

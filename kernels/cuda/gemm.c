@@ -92,7 +92,8 @@ void dms_cuda_gemm_close(dms_cuda_gemm_plans *plans)
         return;
     if (plans->handle)
         (void)cublasLtDestroy(plans->handle);
-    (void)cudaFree(plans->workspace);
+    if (cudaFree(plans->workspace) != cudaSuccess)
+        (void)cudaGetLastError(); /* or the next launch would report it */
     free(plans);
 }
 

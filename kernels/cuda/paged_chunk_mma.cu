@@ -13,7 +13,7 @@
 #include <float.h>
 
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/mma_tile.cuh"
+#include "kernels/cuda/mma_softmax.cuh"
 #include "kernels/cuda/paged_chunk.cuh"
 
 enum {
@@ -48,9 +48,7 @@ template <int WIDTH, int STACK> struct places {
     int query[ROWS_OF(STACK)];                       /* positions of rows */
 };
 
-/* What a thread holds of its 2*STACK rows: rows lane/4 and lane/4 + 8 of each 16-row tile. The
- * maximum is in units of q.k and the same in the 4 lanes of a row; each has its share of the sum.
- */
+/* What a thread holds of its 2*STACK rows, as mma_softmax.cuh has it. */
 template <int WIDTH, int STACK> struct running {
     float max[STACK][2], sum[STACK][2];
     float o[STACK][WIDTH / 8][4];
@@ -162,35 +160,6 @@ static __device__ __forceinline__ void load_tile(places<WIDTH, STACK> *at, int t
     dms_cp_async_commit();
 }
 
-/* s = Q K^T of this warp's rows. */
-template <int WIDTH, int STACK, int KEYS>
-static __device__ __forceinline__ void multiply_keys(float s[STACK][KEYS / 8][4], const dms_bf16 *q,
-                                                     const dms_bf16 *k, int row)
-{
-#pragma unroll
-    for (int m = 0; m < STACK; m++)
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-            s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0;
-#pragma unroll
-    for (int e = 0; e < WIDTH; e += 16) {
-        uint32_t a[STACK][4];
-#pragma unroll
-        for (int m = 0; m < STACK; m++)
-            dms_tile_a<WIDTH>(a[m], q, row + 16 * m, e);
-#pragma unroll
-        for (int n = 0; n < KEYS; n += 16) {
-            uint32_t b[4];
-            dms_tile_b_trans<KEYS>(b, k, n, e);
-#pragma unroll
-            for (int m = 0; m < STACK; m++) {
-                dms_mma_bf16(s[m][n / 8], a[m], b);
-                dms_mma_bf16(s[m][n / 8 + 1], a[m], b + 2);
-            }
-        }
-    }
-}
-
 /* Scores of what the law hides become -infinity. at: [KEYS]; query: positions, from this thread's
  * first row on. */
 template <int STACK, int KEYS>
@@ -209,75 +178,6 @@ static __device__ __forceinline__ void hide(float s[STACK][KEYS / 8][4], const i
                 if (!dms_is_visible(position, slot >> 1, window, slot & 1))
                     s[m / 2][n][m % 2 * 2 + j] = -INFINITY;
             }
-    }
-}
-
-/* s -> powers of two of one row and its part of the sum; returns what older ones shrink by. A row
- * that has seen nothing keeps the lowest finite maximum, so that what it does not see weighs
- * exp2(-infinity) = 0. rate: scale*log2(e). i: 0 or 2, the row's first column of a fragment. */
-template <int KEYS>
-static __device__ __forceinline__ float exponentiate(float s[KEYS / 8][4], float *max, float *sum,
-                                                     float rate, int i)
-{
-    float top = *max;
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++)
-        top = fmaxf(top, fmaxf(s[n][i], s[n][i + 1]));
-    top = fmaxf(top, __shfl_xor_sync(DMS_ALL_LANES, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(DMS_ALL_LANES, top, 2));
-    const float shrink = exp2f((*max - top) * rate), shift = -top * rate;
-    float added = 0;
-#pragma unroll
-    for (int n = 0; n < KEYS / 8; n++) {
-        s[n][i] = exp2f(fmaf(s[n][i], rate, shift));
-        s[n][i + 1] = exp2f(fmaf(s[n][i + 1], rate, shift));
-        added += s[n][i] + s[n][i + 1];
-    }
-    *max = top;
-    *sum = *sum * shrink + added;
-    return shrink;
-}
-
-/* Scores become weights; older sums shrink as the maximum rises. */
-template <int WIDTH, int STACK, int KEYS>
-static __device__ __forceinline__ void weigh(running<WIDTH, STACK> *r, float s[STACK][KEYS / 8][4],
-                                             float rate)
-{
-#pragma unroll
-    for (int m = 0; m < STACK; m++) {
-        const float low = exponentiate<KEYS>(s[m], &r->max[m][0], &r->sum[m][0], rate, 0);
-        const float high = exponentiate<KEYS>(s[m], &r->max[m][1], &r->sum[m][1], rate, 2);
-#pragma unroll
-        for (int n = 0; n < WIDTH / 8; n++) {
-            r->o[m][n][0] *= low;
-            r->o[m][n][1] *= low;
-            r->o[m][n][2] *= high;
-            r->o[m][n][3] *= high;
-        }
-    }
-}
-
-/* o += P V, P rounded to bf16. */
-template <int WIDTH, int STACK, int KEYS>
-static __device__ __forceinline__ void add_values(running<WIDTH, STACK> *r,
-                                                  float p[STACK][KEYS / 8][4], const dms_bf16 *v)
-{
-#pragma unroll
-    for (int slot = 0; slot < KEYS; slot += 16) {
-        uint32_t a[STACK][4];
-#pragma unroll
-        for (int m = 0; m < STACK; m++)
-            dms_tile_a_from(a[m], p[m][slot / 8], p[m][slot / 8 + 1]);
-#pragma unroll
-        for (int n = 0; n < WIDTH; n += 16) {
-            uint32_t b[4];
-            dms_tile_b_trans<WIDTH>(b, v, n, slot);
-#pragma unroll
-            for (int m = 0; m < STACK; m++) {
-                dms_mma_bf16(r->o[m][n / 8], a[m], b);
-                dms_mma_bf16(r->o[m][n / 8 + 1], a[m], b + 2);
-            }
-        }
     }
 }
 
@@ -302,12 +202,12 @@ static __device__ __forceinline__ void meet_span(places<WIDTH, STACK> *at, runni
         if (next < tiles)
             load_tile(at, turn ^ 1, slots, next, count - next * KEYS);
         if (!idle) {
-            multiply_keys<WIDTH, STACK, KEYS>(s, at->q, at->k[turn], row);
+            dms_softmax_scores<WIDTH, STACK, KEYS, true>(s, at->q, at->k[turn], row);
             if (bits_of(at->whole, tile, PIECES) != (1u << PIECES) - 1)
                 hide<STACK, KEYS>(s, at->query + row + (int)threadIdx.x % DMS_WARP / 4,
                                   at->at + tile * KEYS, d->b.c.window);
-            weigh<WIDTH, STACK, KEYS>(r, s, d->scale);
-            add_values<WIDTH, STACK, KEYS>(r, s, at->v[turn]);
+            dms_softmax_soften<WIDTH, STACK, KEYS>(r->o, s, r->max, r->sum, d->scale);
+            dms_softmax_add<WIDTH, STACK, KEYS>(r->o, s, at->v[turn]);
         }
         tile = next;
     }

@@ -252,13 +252,17 @@ DMS_EMU_API cudaStreamDestroy(cudaStream_t stream)
     return device_state();
 }
 
+/* Why `s`, found for a caller who waits, cannot be waited for. */
+static cudaError_t forbid_waiting(const CUstream_st *s)
+{
+    return s ? forbid_recording() : cudaErrorInvalidResourceHandle;
+}
+
 DMS_EMU_API cudaStreamSynchronize(cudaStream_t stream)
 {
     DMS_EMU_ENTER();
     const CUstream_st *s = stream_find(stream);
-    if (!s)
-        return failed(cudaErrorInvalidResourceHandle);
-    if (const cudaError_t error = forbid_recording())
+    if (const cudaError_t error = forbid_waiting(s))
         return failed(error);
     counts.synchronisations++;
     drain(s);
@@ -269,9 +273,7 @@ DMS_EMU_API cudaStreamQuery(cudaStream_t stream)
 {
     DMS_EMU_ENTER();
     const CUstream_st *s = stream_find(stream);
-    if (!s)
-        return failed(cudaErrorInvalidResourceHandle);
-    if (const cudaError_t error = forbid_recording())
+    if (const cudaError_t error = forbid_waiting(s))
         return failed(error);
     step(); /* so that a loop of queries ends */
     if (device_state())
