@@ -45,7 +45,21 @@ struct dms_device {
     dms_status (*replay)(dms_device *dev, dms_graph *graph);
     void (*forget)(dms_device *dev, dms_graph *graph); /* graph may be NULL */
     uint64_t generation; /* grows when scratch memory moved: older graphs must not be replayed */
+    /* NULL, or takes `bytes` of memory in one allocation, from which alloc serves as long as they
+     * last (they come back with close), and `workspace_bytes` for the ops themselves. */
+    dms_status (*reserve)(dms_device *dev, size_t bytes, size_t workspace_bytes);
+    /* Memory that nobody has taken yet; 0 where that cannot be known. */
+    size_t (*free_bytes)(dms_device *dev);
+    /* Of a dry run (dms_device_dry). */
+    bool dry;
+    size_t dry_bytes;       /* what alloc was asked for in all, each piece rounded up */
+    size_t workspace_bytes; /* the most that one op needs beside its tensors */
 };
+
+/* Makes an open device one that does nothing and counts: alloc hands out addresses that nobody may
+ * follow, uploads are dropped, downloads give zeros, ops check their arguments and note their
+ * workspace (0 on the CPU). The same code that works on a device then finds out what it takes. */
+void dms_device_dry(dms_device *dev);
 
 /* The caller owns *out and ends it with (*out)->close(*out). threads: 0 for one a core, at most
  * 1024 (DMS_ERR_ARG). Returns DMS_ERR_NODEVICE, not a crash, where the machine lacks the device. */

@@ -15,11 +15,17 @@ static double flops_a_step(const dms_trainer_plan *p, const dms_model *m, int64_
     return (double)p->tokens_a_step * weights + pairs * a_pair * m->config.layers;
 }
 
-dms_trainer_plan dms_trainer_plan_of(const dms_trainer *t)
+dms_trainer_plan dms_trainer_plan_of(const dms_trainer *t, size_t evaluation_bytes)
 {
     const dms_recipe *r = dms_trainer_recipe(t);
     const dms_model *student = dms_trainer_student(t);
+    const dms_device *dev = dms_trainer_device(t);
     dms_trainer_plan p = {.compute = student->matrix_type,
+                          .width = student->config.width,
+                          .ffn = student->config.ffn,
+                          .evaluation_bytes = evaluation_bytes,
+                          .memory = {dev->dry_bytes, dev->workspace_bytes},
+                          .free_bytes = dms_trainer_free_bytes(t),
                           .tokens_a_step = r->run.batch * r->run.accumulate * r->data.context};
     int64_t n_matrix = 0, n_trained_matrix = 0;
     size_t value_bytes = 0;
@@ -51,39 +57,58 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* The best of several products of `rows` tokens with the first layer's up projection. */
-static dms_status time_products(double *best, dms_arena *arena, const dms_model *m, int64_t rows)
+/* The best of several products of `rows` tokens with a matrix like the layers' up projection. */
+static dms_status time_products(double *best, dms_arena *arena, const dms_trainer_plan *p,
+                                int64_t rows)
 {
     enum { TRIES = 8 };
-    const dms_tensor *w = &m->layers[0].up.value;
-    dms_tensor x = {.dtype = DMS_F32, .rank = 2, .shape = {rows, m->config.width}};
-    dms_tensor y = {.dtype = DMS_F32, .rank = 2, .shape = {rows, m->config.ffn}};
+    dms_device *dev = arena->device;
+    dms_tensor w = {.dtype = p->compute, .rank = 2, .shape = {p->ffn, p->width}};
+    dms_tensor x = {.dtype = DMS_F32, .rank = 2, .shape = {rows, p->width}};
+    dms_tensor y = {.dtype = DMS_F32, .rank = 2, .shape = {rows, p->ffn}};
+    DMS_TRY(dms_arena_place(arena, &w));
     DMS_TRY(dms_arena_place(arena, &x));
     DMS_TRY(dms_arena_place(arena, &y));
-    DMS_TRY(m->device->zero(m->device, x.data, dms_tensor_bytes(&x)));
+    DMS_TRY(dev->zero(dev, w.data, dms_tensor_bytes(&w)));
+    DMS_TRY(dev->zero(dev, x.data, dms_tensor_bytes(&x)));
     *best = 1e30;
     for (int i = 0; i < TRIES; i++) {
         float first;
         const double start = seconds_now();
-        DMS_TRY(dms_linear(&y, &x, w, NULL));
-        /* Waits for the device. */
-        DMS_TRY(m->device->download(m->device, &first, y.data, 4));
+        DMS_TRY(dms_linear(&y, &x, &w, NULL));
+        DMS_TRY(dev->download(dev, &first, y.data, sizeof(first))); /* waits for the device */
         const double seconds = seconds_now() - start;
         *best = seconds < *best ? seconds : *best;
     }
     return DMS_OK;
 }
 
-dms_status dms_trainer_gemm_rate(double *flops_a_second, const dms_trainer *t)
+dms_status dms_trainer_gemm_rate(double *flops_a_second, const dms_trainer_plan *plan,
+                                 const dms_recipe *recipe)
 {
-    const dms_model *m = dms_trainer_teacher(t);
-    const int64_t rows = 1024;
-    const size_t bytes = (size_t)rows * (size_t)(m->config.width + m->config.ffn) * 4 + 1024;
+    const int64_t rows = 1024, elements = rows * (plan->width + plan->ffn);
+    const size_t bytes = (size_t)(elements + plan->width * plan->ffn) * sizeof(float) + 1024;
+    dms_device *dev = NULL;
     dms_arena arena = {0};
-    double best = 0;
-    DMS_TRY(dms_arena_open(&arena, m->device, bytes));
-    const dms_status status = time_products(&best, &arena, m, rows);
+    double best = 1;
+    DMS_TRY(dms_trainer_open_device(&dev, recipe));
+    dms_status status = dms_arena_open(&arena, dev, bytes);
+    if (!status)
+        status = time_products(&best, &arena, plan, rows);
     dms_arena_close(&arena);
-    *flops_a_second = 2.0 * (double)rows * (double)m->config.width * (double)m->config.ffn / best;
+    dev->close(dev);
+    *flops_a_second = 2.0 * (double)rows * (double)plan->width * (double)plan->ffn / best;
     return status;
+}
+
+dms_status dms_trainer_plan_fits(const dms_trainer_plan *plan, const dms_recipe *recipe)
+{
+    const size_t all = plan->memory.bytes + plan->memory.workspace_bytes;
+    if (!plan->free_bytes || all <= plan->free_bytes)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_NOMEM,
+                    "the run needs %.2f GB of memory, %.2f GB are free; lower run.batch or "
+                    "data.context%s",
+                    (double)all / 1e9, (double)plan->free_bytes / 1e9,
+                    recipe->run.replay ? "" : ", or set run.replay: true");
 }

@@ -179,22 +179,70 @@ static bool interrupted(void *context)
     return stop_asked != 0;
 }
 
-static dms_status print_plan(const dms_trainer *t)
+/* One batch of evaluation, for a device that counts. */
+static dms_status rehearse_evaluation(const progress *p, const dms_trainer *t)
 {
-    const dms_recipe *r = dms_trainer_recipe(t);
-    const dms_trainer_plan p = dms_trainer_plan_of(t);
+    const int64_t n = p->feed.sequences < dms_trainer_recipe(t)->run.batch
+                          ? p->feed.sequences
+                          : dms_trainer_recipe(t)->run.batch;
+    int32_t *tokens = calloc((size_t)(n * p->context_length), sizeof(*tokens));
+    if (!tokens)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a batch of text");
+    const dms_status status = dms_scorer_add(p->scorer, tokens, tokens, n);
+    free(tokens);
+    return status;
+}
+
+static void close_evaluation(progress *p)
+{
+    dms_scorer_close(p->scorer);
+    dms_loader_close(p->heldout);
+    p->scorer = NULL;
+    p->heldout = NULL;
+}
+
+/* What a run will take, from a dry run of it. */
+static dms_status make_plan(dms_trainer_plan *out, const dms_recipe *recipe)
+{
+    dms_status status = DMS_OK;
+    dms_trainer *t = NULL;
+    progress p = {0};
+    DMS_TRY(dms_trainer_open(&t, recipe, NULL));
+    const size_t before = dms_trainer_device(t)->dry_bytes;
+    DMS_TRY_OR(done, dms_trainer_rehearse(t));
+    if (recipe->data.heldout[0]) {
+        DMS_TRY_OR(done, open_evaluation(&p, t));
+        DMS_TRY_OR(done, rehearse_evaluation(&p, t));
+    }
+    *out = dms_trainer_plan_of(t, dms_trainer_device(t)->dry_bytes - before);
+done:
+    close_evaluation(&p);
+    dms_trainer_close(t);
+    return status;
+}
+
+static dms_status print_plan(const dms_trainer_plan *p, const dms_recipe *r)
+{
     double rate;
     char time[32];
-    DMS_TRY(dms_trainer_gemm_rate(&rate, t));
-    print_time(time, sizeof(time), p.flops_a_step / rate / 0.5 * (double)r->schedule.steps);
     printf("model        %.1f M weights, %.1f M trained (%s gate), computed in %s\n",
-           (double)p.n_weights / 1e6, (double)p.n_trained / 1e6,
-           dms_gate_name((dms_gate_kind)r->dms.gate), p.compute == DMS_BF16 ? "bf16" : "f32");
-    printf("a step       %" PRId64 " tokens, %.2f TFLOP\n", p.tokens_a_step, p.flops_a_step / 1e12);
-    printf("memory       weights %.2f GB, optimizer %.2f GB, activations and gradients %.2f GB\n",
-           (double)p.weight_bytes / 1e9, (double)p.optimizer_bytes / 1e9,
-           (double)p.activation_bytes / 1e9);
-    printf("disk         %.2f GB a checkpoint\n", (double)p.checkpoint_bytes / 1e9);
+           (double)p->n_weights / 1e6, (double)p->n_trained / 1e6,
+           dms_gate_name((dms_gate_kind)r->dms.gate), p->compute == DMS_BF16 ? "bf16" : "f32");
+    printf("a step       %" PRId64 " tokens, %.2f TFLOP\n", p->tokens_a_step,
+           p->flops_a_step / 1e12);
+    printf("memory       weights %.2f GB, optimizer %.2f GB, activations and gradients %.2f GB, "
+           "evaluation %.2f GB, workspace %.2f GB\n",
+           (double)p->weight_bytes / 1e9, (double)p->optimizer_bytes / 1e9,
+           (double)p->activation_bytes / 1e9, (double)p->evaluation_bytes / 1e9,
+           (double)p->memory.workspace_bytes / 1e9);
+    printf("             %.2f GB in all, %.2f GB free\n",
+           (double)(p->memory.bytes + p->memory.workspace_bytes) / 1e9,
+           (double)p->free_bytes / 1e9);
+    printf("disk         %.2f GB a checkpoint\n", (double)p->checkpoint_bytes / 1e9);
+    fflush(stdout);
+    DMS_TRY(dms_trainer_plan_fits(p, r));
+    DMS_TRY(dms_trainer_gemm_rate(&rate, p, r));
+    print_time(time, sizeof(time), p->flops_a_step / rate / 0.5 * (double)r->schedule.steps);
     printf("time         about %s for %" PRId64 " steps (GEMM rate here %.0f GFLOP/s, half of it "
            "reached)\n",
            time, r->schedule.steps, rate / 1e9);
@@ -211,44 +259,69 @@ static int report_failure(dms_status status)
     return status == DMS_ERR_ARG ? USAGE : FAILED;
 }
 
-static int run(const dms_recipe *recipe, bool check, bool json)
+/* The exit code. `besides` says what a full standard output has not spoiled. */
+static int finish(dms_status status, const char *besides)
 {
-    dms_trainer *t = NULL;
-    progress p = {.json = json, .terminal = isatty(STDOUT_FILENO)};
-    const dms_trainer_hooks hooks = {.context = &p,
+    if (!status && (fflush(stdout) || ferror(stdout)))
+        status = dms_fail(DMS_ERR_IO, "writing to standard output failed%s", besides);
+    return status ? report_failure(status) : DONE;
+}
+
+static int check(const dms_recipe *recipe)
+{
+    dms_trainer_plan plan;
+    dms_status status = make_plan(&plan, recipe);
+    if (!status)
+        status = print_plan(&plan, recipe);
+    return finish(status, "");
+}
+
+static void print_start(const dms_trainer *t)
+{
+    if (dms_trainer_student(t)->matrix_type == DMS_F32)
+        printf("computing in f32%s\n",
+               dms_trainer_recipe(t)->run.compute == DMS_TRAIN_IN_AUTO
+                   ? ": this processor has no bf16 arithmetic, a step takes about twice as long"
+                   : "");
+    if (dms_trainer_step(t))
+        printf("resuming after step %" PRId64 "\n", dms_trainer_step(t));
+}
+
+static dms_status train(dms_trainer *t, progress *p)
+{
+    const dms_trainer_hooks hooks = {.context = p,
                                      .on_step = on_step,
                                      .on_eval = on_eval,
                                      .on_save = on_save,
                                      .evaluate = evaluate,
                                      .interrupted = interrupted};
-    dms_status status = dms_trainer_open(&t, recipe, check);
-    if (status)
-        return report_failure(status);
-    if (recipe->data.heldout[0]) /* now, so that what is wrong with it shows before training */
-        status = open_evaluation(&p, t);
-    if (!status && check) {
-        status = print_plan(t);
-    } else if (!status) {
-        if (!json && dms_trainer_student(t)->matrix_type == DMS_F32)
-            printf("computing in f32%s\n",
-                   recipe->run.compute == DMS_TRAIN_IN_AUTO
-                       ? ": this processor has no bf16 arithmetic, a step takes about twice as long"
-                       : "");
-        if (dms_trainer_step(t) && !json)
-            printf("resuming after step %" PRId64 "\n", dms_trainer_step(t));
-        signal(SIGINT, on_signal);
-        signal(SIGTERM, on_signal);
-        signal(SIGHUP, on_signal);
-        signal(SIGPIPE, SIG_IGN); /* a reader that leaves must not cost the run */
-        status = dms_trainer_run(t, &hooks);
-        end_line(&p);
-    }
-    dms_scorer_close(p.scorer);
-    dms_loader_close(p.heldout);
+    if (dms_trainer_recipe(t)->data.heldout[0])
+        DMS_TRY(open_evaluation(p, t));
+    if (!p->json)
+        print_start(t);
+    signal(SIGINT, on_signal);
+    signal(SIGTERM, on_signal);
+    signal(SIGHUP, on_signal);
+    signal(SIGPIPE, SIG_IGN); /* a reader that leaves must not cost the run */
+    const dms_status status = dms_trainer_run(t, &hooks);
+    end_line(p);
+    return status;
+}
+
+static int run(const dms_recipe *recipe, bool json)
+{
+    dms_status status = DMS_OK;
+    dms_trainer *t = NULL;
+    dms_trainer_plan plan;
+    progress p = {.json = json, .terminal = isatty(STDOUT_FILENO)};
+    DMS_TRY_OR(done, make_plan(&plan, recipe));
+    DMS_TRY_OR(done, dms_trainer_plan_fits(&plan, recipe));
+    DMS_TRY_OR(done, dms_trainer_open(&t, recipe, &plan.memory));
+    DMS_TRY_OR(done, train(t, &p));
+done:
+    close_evaluation(&p);
     dms_trainer_close(t);
-    if (!status && (fflush(stdout) || ferror(stdout)))
-        status = dms_fail(DMS_ERR_IO, "writing to standard output failed; the run itself is done");
-    return status ? report_failure(status) : DONE;
+    return finish(status, "; the run itself is done");
 }
 
 /* An option that stands for a key of the recipe. */
@@ -284,7 +357,7 @@ int main(int argc, char **argv)
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     dms_recipe recipe;
-    bool check = false, json = false;
+    bool checks = false, json = false;
     char *keys[3] = {NULL};
     int option;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
@@ -293,7 +366,7 @@ int main(int argc, char **argv)
             return DONE;
         }
         if (option == CHECK)
-            check = true;
+            checks = true;
         else if (option == JSON)
             json = true;
         else if (option >= DEVICE && option <= SEED)
@@ -309,5 +382,5 @@ int main(int argc, char **argv)
         fprintf(stderr, "dms-train: %s\n", dms_error_message());
         return USAGE;
     }
-    return run(&recipe, check, json);
+    return checks ? check(&recipe) : run(&recipe, json);
 }

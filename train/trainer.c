@@ -26,9 +26,10 @@ struct dms_trainer {
     dms_optimizer optimizer;
     dms_objective *objective;
     dms_loader *loader;
-    dms_metrics *metrics; /* NULL under --check */
+    dms_metrics *metrics; /* NULL in a dry run */
     int32_t *ids, *next;  /* [accumulate*batch, T]: the tokens of a step */
     int64_t step;         /* the next one to run */
+    size_t free_bytes;    /* of the device, before anything was allocated; 0: not known */
     int lock;             /* file descriptor that holds the run folder's lock; -1: none */
     bool dropped;         /* the borrowed q rows were set to zero: the fade is over */
 };
@@ -46,14 +47,33 @@ static dms_schedule schedule_of(const dms_recipe *r)
                           .cr = r->schedule.cr};
 }
 
-static dms_status open_device(dms_trainer *t)
+/* `status`, with what to do about too little memory. */
+static dms_status advised(dms_status status)
+{
+    if (status == DMS_ERR_NOMEM)
+        dms_trail_note("lower run.batch or data.context, or set run.replay: true");
+    return status;
+}
+
+dms_status dms_trainer_open_device(dms_device **out, const dms_recipe *recipe)
 {
     static const char *const names[] = {[DMS_RUN_AUTO] = "auto",
                                         [DMS_RUN_CPU] = "cpu",
                                         [DMS_RUN_CUDA] = "cuda",
                                         [DMS_RUN_CUDA_EMU] = "cuda_emu"};
-    return dms_device_from_name(&t->device, names[t->recipe.device.kind],
-                                (int)t->recipe.device.threads);
+    return dms_device_from_name(out, names[recipe->device.kind], (int)recipe->device.threads);
+}
+
+static dms_status open_device(dms_trainer *t, const dms_trainer_memory *memory)
+{
+    DMS_TRY(dms_trainer_open_device(&t->device, &t->recipe));
+    dms_device *dev = t->device;
+    t->free_bytes = dev->free_bytes(dev);
+    if (!memory)
+        dms_device_dry(dev);
+    else if (dev->reserve && memory->bytes)
+        return advised(dev->reserve(dev, memory->bytes, memory->workspace_bytes));
+    return DMS_OK;
 }
 
 static dms_dtype compute_type(const dms_trainer *t)
@@ -78,13 +98,14 @@ static dms_status open_teacher(dms_trainer *t)
     dms_model_options options = {
         .device = t->device, .matrix_type = compute_type(t), .positions = t->recipe.data.context};
     DMS_TRY(dms_source_open(&t->source, t->recipe.model.path));
-    DMS_TRY(dms_source_hash(t->source, t->teacher_hash));
+    if (!t->device->dry)
+        DMS_TRY(dms_source_hash(t->source, t->teacher_hash));
     DMS_TRY(dms_config_parse(&options.config, dms_source_config(t->source)));
     DMS_TRY(dms_model_open(&t->teacher, &options));
     const dms_reader reader = dms_source_reader(t->source);
     DMS_TRY(dms_model_check(t->teacher, &reader, false));
     DMS_TRY(dms_model_allocate(t->teacher));
-    return dms_model_read(t->teacher, &reader, &(dms_read_options){0});
+    return t->device->dry ? DMS_OK : dms_model_read(t->teacher, &reader, &(dms_read_options){0});
 }
 
 static dms_status open_student(dms_trainer *t)
@@ -100,7 +121,7 @@ static dms_status open_student(dms_trainer *t)
     DMS_TRY(dms_optimizer_open(&t->optimizer, t->student, (dms_train_set)t->recipe.optim.train));
     dms_model_share(t->student, t->teacher); /* what is frozen */
     DMS_TRY(dms_model_allocate(t->student));
-    return dms_optimizer_read(&t->optimizer, t->student, &reader);
+    return t->device->dry ? DMS_OK : dms_optimizer_read(&t->optimizer, t->student, &reader);
 }
 
 dms_status dms_trainer_check_shard(const dms_trainer *t, const dms_loader *loader,
@@ -135,7 +156,7 @@ static dms_status open_data(dms_trainer *t)
                                         .sequences = sequences_a_step(r),
                                         .seed = (uint64_t)r->run.seed,
                                         .shuffled = true,
-                                        .verify = true};
+                                        .verify = !t->device->dry};
     DMS_TRY(dms_loader_open(&t->loader, &options));
     DMS_TRY(dms_trainer_check_shard(t, t->loader, paths[0]));
     const size_t tokens = (size_t)(sequences_a_step(r) * r->data.context);
@@ -144,14 +165,6 @@ static dms_status open_data(dms_trainer *t)
     if (!t->ids || !t->next)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the %zu tokens of a step", tokens);
     return DMS_OK;
-}
-
-/* `status`, with what to do about too little memory. */
-static dms_status advised(dms_status status)
-{
-    if (status == DMS_ERR_NOMEM)
-        dms_trail_note("lower run.batch or data.context, or set run.replay: true");
-    return status;
 }
 
 static dms_status open_objective(dms_trainer *t)
@@ -260,25 +273,26 @@ static dms_status open_folder(dms_trainer *t)
     return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
 }
 
-static dms_status open_parts(dms_trainer *t, bool check)
+static dms_status open_parts(dms_trainer *t, const dms_trainer_memory *memory)
 {
     DMS_TRY(dms_recipe_check(&t->recipe));
-    DMS_TRY(open_device(t));
+    DMS_TRY(open_device(t, memory));
     DMS_TRY(open_teacher(t));
     DMS_TRY(open_student(t));
     DMS_TRY(open_data(t));
     DMS_TRY(open_objective(t));
-    return check ? DMS_OK : open_folder(t);
+    return memory ? open_folder(t) : DMS_OK;
 }
 
-dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool check)
+dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe,
+                            const dms_trainer_memory *memory)
 {
     dms_trainer *t = calloc(1, sizeof(*t));
     if (!t)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a trainer");
     t->recipe = *recipe;
     t->lock = -1;
-    const dms_status status = open_parts(t, check);
+    const dms_status status = open_parts(t, memory);
 
     if (status) {
         dms_trainer_close(t);
@@ -348,6 +362,32 @@ static double seconds_now(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+static dms_status update(dms_trainer *t)
+{
+    const dms_recipe *r = &t->recipe;
+    const dms_adamw_spec spec = {.lr = (float)r->optim.lr,
+                                 .beta1 = (float)r->optim.beta1,
+                                 .beta2 = (float)r->optim.beta2,
+                                 .eps = (float)r->optim.eps,
+                                 .weight_decay = (float)r->optim.weight_decay,
+                                 .clip = (float)r->optim.clip,
+                                 .step = t->step + 1};
+    return dms_optimizer_step(&t->optimizer, &spec);
+}
+
+dms_status dms_trainer_rehearse(dms_trainer *t)
+{
+    dms_losses losses = {0};
+    float norm = 0;
+    memset(t->ids, 0, (size_t)(t->recipe.run.batch * t->recipe.data.context) * sizeof(*t->ids));
+    dms_micro_batch batch = {.ids = t->ids, .n_counted = 1, .n_sequences = 1};
+    DMS_TRY(dms_objective_run(t->objective, &batch, &losses));
+    batch.stage.fading = true;
+    DMS_TRY(dms_objective_run(t->objective, &batch, &losses));
+    DMS_TRY(dms_optimizer_norm(&norm, &t->optimizer));
+    return update(t);
+}
+
 static dms_status run_step(dms_trainer *t, dms_step_report *report)
 {
     const dms_recipe *r = &t->recipe;
@@ -363,14 +403,7 @@ static dms_status run_step(dms_trainer *t, dms_step_report *report)
     DMS_TRY(dms_optimizer_norm(&norm, &t->optimizer));
     report->grad_norm = (double)norm;
     DMS_TRY(check_finite(t, report));
-    const dms_adamw_spec spec = {.lr = (float)r->optim.lr,
-                                 .beta1 = (float)r->optim.beta1,
-                                 .beta2 = (float)r->optim.beta2,
-                                 .eps = (float)r->optim.eps,
-                                 .weight_decay = (float)r->optim.weight_decay,
-                                 .clip = (float)r->optim.clip,
-                                 .step = t->step + 1};
-    DMS_TRY(dms_optimizer_step(&t->optimizer, &spec));
+    DMS_TRY(update(t));
     t->step++;
     report->seconds = seconds_now() - start;
     return DMS_OK;
@@ -465,6 +498,11 @@ dms_device *dms_trainer_device(const dms_trainer *t)
 int64_t dms_trainer_step(const dms_trainer *t)
 {
     return t->step;
+}
+
+size_t dms_trainer_free_bytes(const dms_trainer *t)
+{
+    return t->free_bytes;
 }
 
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t)

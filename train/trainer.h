@@ -38,11 +38,21 @@ typedef struct {
     bool (*interrupted)(void *context); /* asked after each step */
 } dms_trainer_hooks;
 
+/* What a run takes from its device, taken in one allocation where the device can do so. */
+typedef struct {
+    size_t bytes, workspace_bytes;
+} dms_trainer_memory;
+
 /* Opens device, models, data and run folder, and resumes from the folder's latest checkpoint if
- * there is one. With `check` nothing is written. Errors: whatever the recipe's files can cause,
- * each with its remedy. The recipe is copied. */
-dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe, bool check);
+ * there is one. memory: from a plan, or zeros; NULL is a dry run: names, shapes and sizes are
+ * checked on a device that only counts (dms_device_dry), no weight is read, nothing is written.
+ * Errors: whatever the recipe's files can cause, each with its remedy. The recipe is copied. */
+dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe,
+                            const dms_trainer_memory *memory);
 void dms_trainer_close(dms_trainer *t);
+
+/* In a dry run: one micro-batch of either stage and one update, for the device to count. */
+dms_status dms_trainer_rehearse(dms_trainer *t);
 
 /* Runs to the last step, saves there, evaluates. DMS_ERR_INTERRUPTED after a save when
  * hooks->interrupted said so. A non-finite loss or gradient stops the run before anything is
@@ -62,16 +72,29 @@ dms_device *dms_trainer_device(const dms_trainer *t);
 int64_t dms_trainer_step(const dms_trainer *t); /* the next one to run */
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t);
 size_t dms_trainer_activation_bytes(const dms_trainer *t);
+size_t dms_trainer_free_bytes(const dms_trainer *t); /* before it allocated anything; 0: unknown */
+
+/* The device that a recipe names; the caller closes it. */
+dms_status dms_trainer_open_device(dms_device **out, const dms_recipe *recipe);
 
 /* Sizes for --check, in bytes and elements. */
 typedef struct {
     int64_t n_weights, n_trained, tokens_a_step;
     size_t weight_bytes, optimizer_bytes, activation_bytes, checkpoint_bytes;
-    double flops_a_step; /* the cost model of performance.md; attention by causal keys */
+    size_t evaluation_bytes;   /* of held-out scoring */
+    dms_trainer_memory memory; /* all of the above but checkpoints, on the device */
+    size_t free_bytes;         /* that the device has; 0: not known */
+    double flops_a_step;       /* the cost model of performance.md; attention by causal keys */
     dms_dtype compute;
+    int64_t width, ffn; /* D and F of the model */
 } dms_trainer_plan;
-dms_trainer_plan dms_trainer_plan_of(const dms_trainer *t);
-/* FLOP a second of the model's own MLP matrices on this machine, measured for a moment. */
-dms_status dms_trainer_gemm_rate(double *flops_a_second, const dms_trainer *t);
+/* Of a dry run that was rehearsed. evaluation_bytes: what the caller opened on its device. */
+dms_trainer_plan dms_trainer_plan_of(const dms_trainer *t, size_t evaluation_bytes);
+/* DMS_ERR_NOMEM, with what to lower, where the device has less than the plan takes. */
+dms_status dms_trainer_plan_fits(const dms_trainer_plan *plan, const dms_recipe *recipe);
+/* FLOP a second of products with the model's MLP matrices on the recipe's device, measured for a
+ * moment. */
+dms_status dms_trainer_gemm_rate(double *flops_a_second, const dms_trainer_plan *plan,
+                                 const dms_recipe *recipe);
 
 #endif

@@ -2,6 +2,7 @@
 #include <dnnl.h>
 #include <omp.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -128,6 +129,21 @@ static dms_status cpu_download(dms_device *dev, void *dst, const void *src, size
     return DMS_OK;
 }
 
+/* What Linux says that programs can take without swapping. */
+static size_t cpu_free_bytes(dms_device *dev)
+{
+    char text[128];
+    unsigned long long kib = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+    (void)dev;
+    while (file && fgets(text, sizeof(text), file) &&
+           sscanf(text, "MemAvailable: %llu kB", &kib) != 1)
+        continue;
+    if (file)
+        fclose(file);
+    return (size_t)kib << 10;
+}
+
 static dms_status cpu_zero(dms_device *dev, void *dst, size_t bytes)
 {
     const size_t chunk = (size_t)1 << 20;
@@ -222,7 +238,8 @@ dms_status dms_cpu_open(dms_device **out, int threads)
                              .upload = cpu_upload,
                              .download = cpu_download,
                              .zero = cpu_zero,
-                             .close = cpu_close};
+                             .close = cpu_close,
+                             .free_bytes = cpu_free_bytes};
     const dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
     cpu->head.has_bf16 = (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
     *out = &cpu->head;

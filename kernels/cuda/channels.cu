@@ -27,8 +27,7 @@ dms_status dms_cuda_put_channels(dms_tensor *y, const dms_tensor *x, const dms_t
     const cudaStream_t stream = dms_cuda_stream(x->device);
 
     if (y->data != x->data)
-        DMS_CUDA_TRY(cudaMemcpyAsync(y->data, x->data, dms_tensor_bytes(x),
-                                     cudaMemcpyDeviceToDevice, stream));
+        DMS_TRY(dms_cuda_copy(x->device, y->data, x->data, dms_tensor_bytes(x)));
     DMS_LAUNCH(put_channels_kernel, dms_grid(k.count, DMS_BLOCK, DMS_MOST_BLOCKS), DMS_BLOCK, 0,
                stream, k);
     return DMS_LAUNCHED();

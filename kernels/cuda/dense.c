@@ -178,6 +178,8 @@ dms_status dms_cuda_dense_attention(dms_tensor *o, dms_tensor *lse, const dms_at
     if (!p)
         return dms_fail(DMS_ERR_DEVICE, "cuDNN has no plan for this attention");
     DMS_TRY(place(&at, dev, in, p->graph.workspace_bytes));
+    if (dev->dry)
+        return DMS_OK;
     void *const pointers[] = {at.q, at.k, at.v, at.o, lse->data, &scale, &masked};
     const cudnnStatus_t status = dms_dense_graph_run(&p->graph, pointers, at.workspace);
     if (status != CUDNN_STATUS_SUCCESS)

@@ -50,9 +50,16 @@ dms_status dms_cuda_failed(cudaError_t error, const char *call, const char *file
 
 static dms_status cuda_alloc(dms_device *dev, void **out, size_t bytes)
 {
+    dms_cuda_device *cuda = dms_cuda_of(dev);
+    const size_t rounded = dms_cuda_part(bytes);
     size_t free_bytes = 0, all = 0;
-    if (dms_cuda_of(dev)->recording)
+    if (cuda->recording)
         return dms_fail(DMS_ERR_DEVICE, "memory was asked for while a graph was recorded");
+    if (rounded <= cuda->reserved_bytes - cuda->reserved_used) {
+        *out = cuda->reserved + cuda->reserved_used;
+        cuda->reserved_used += rounded;
+        return DMS_OK;
+    }
     const cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
     if (error != cudaErrorMemoryAllocation) {
         DMS_CUDA_TRY(error);
@@ -67,8 +74,10 @@ static dms_status cuda_alloc(dms_device *dev, void **out, size_t bytes)
 
 static void cuda_release(dms_device *dev, void *ptr)
 {
-    (void)dev;
-    ignore(cudaFree(ptr));
+    const dms_cuda_device *cuda = dms_cuda_of(dev);
+    const uintptr_t at = (uintptr_t)ptr, base = (uintptr_t)cuda->reserved;
+    if (!base || at < base || at - base >= cuda->reserved_bytes)
+        ignore(cudaFree(ptr));
 }
 
 /* One piece of at most SLOT bytes: through pinned memory, on the stream of copies, between the ops
@@ -115,20 +124,61 @@ static dms_status cuda_zero(dms_device *dev, void *dst, size_t bytes)
     return DMS_OK;
 }
 
+dms_status dms_cuda_copy(dms_device *dev, void *dst, const void *src, size_t bytes)
+{
+    if (!dev->dry)
+        DMS_CUDA_TRY(
+            cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, dms_cuda_stream(dev)));
+    return DMS_OK;
+}
+
+static dms_status grow_scratch(dms_cuda_device *cuda, size_t bytes)
+{
+    void *grown = NULL;
+    DMS_TRY(cuda_alloc(&cuda->head, &grown, bytes));
+    DMS_CUDA_TRY(cudaStreamSynchronize(cuda->stream));
+    cuda_release(&cuda->head, cuda->scratch);
+    cuda->scratch = grown;
+    cuda->scratch_bytes = bytes;
+    cuda->head.generation++;
+    return DMS_OK;
+}
+
+/* A dry run's workspace is scratch memory and that of matrix products. */
 dms_status dms_cuda_scratch(void **out, dms_device *dev, size_t bytes)
 {
     dms_cuda_device *cuda = dms_cuda_of(dev);
-    if (bytes > cuda->scratch_bytes) {
-        void *grown = NULL;
-        DMS_TRY(cuda_alloc(dev, &grown, bytes + bytes / 4));
-        DMS_CUDA_TRY(cudaStreamSynchronize(cuda->stream));
-        cuda_release(dev, cuda->scratch);
-        cuda->scratch = grown;
-        cuda->scratch_bytes = bytes + bytes / 4;
-        cuda->head.generation++;
+    const size_t all = dms_cuda_part(bytes) + DMS_CUDA_GEMM_WORKSPACE;
+    if (dev->dry) {
+        *out = (void *)(uintptr_t)DMS_CUDA_GEMM_WORKSPACE; /* aligned, not NULL */
+        dev->workspace_bytes = all > dev->workspace_bytes ? all : dev->workspace_bytes;
+        return DMS_OK;
     }
+    if (bytes > cuda->scratch_bytes)
+        DMS_TRY(grow_scratch(cuda, bytes + bytes / 4));
     *out = cuda->scratch;
     return DMS_OK;
+}
+
+static dms_status cuda_reserve(dms_device *dev, size_t bytes, size_t workspace_bytes)
+{
+    dms_cuda_device *cuda = dms_cuda_of(dev);
+    const size_t all = dms_cuda_part(bytes) + dms_cuda_part(workspace_bytes);
+    void *block = NULL;
+    DMS_TRY(cuda_alloc(dev, &block, all));
+    cuda->reserved = block;
+    cuda->reserved_bytes = all;
+    return workspace_bytes > DMS_CUDA_GEMM_WORKSPACE
+               ? grow_scratch(cuda, workspace_bytes - DMS_CUDA_GEMM_WORKSPACE)
+               : DMS_OK;
+}
+
+static size_t cuda_free_bytes(dms_device *dev)
+{
+    size_t free_bytes = 0, all = 0;
+    (void)dev;
+    ignore(cudaMemGetInfo(&free_bytes, &all));
+    return free_bytes;
 }
 
 static dms_status cuda_wait(dms_device *dev)
@@ -190,9 +240,10 @@ static void cuda_close(dms_device *dev)
         return;
     if (cuda->stream)
         ignore(cudaStreamSynchronize(cuda->stream));
-    dms_cuda_gemm_close(cuda->plans);
+    dms_cuda_gemm_close(dev, cuda->plans);
     dms_cuda_dense_close(cuda->dense);
-    ignore(cudaFree(cuda->scratch));
+    cuda_release(&cuda->head, cuda->scratch);
+    ignore(cudaFree(cuda->reserved));
     close_slots(cuda);
     if (cuda->computed)
         ignore(cudaEventDestroy(cuda->computed));
@@ -272,7 +323,9 @@ dms_status dms_cuda_module_open(dms_device **out, const dms_cuda_abi *program, b
                               .record = waits ? NULL : cuda_record, /* it would hide the ops */
                               .recorded = cuda_recorded,
                               .replay = cuda_replay,
-                              .forget = cuda_forget};
+                              .forget = cuda_forget,
+                              .reserve = cuda_reserve,
+                              .free_bytes = cuda_free_bytes};
     DMS_TRY_OR(fail, find_device(cuda));
     DMS_TRY_OR(fail, make_streams(cuda));
     *out = &cuda->head;

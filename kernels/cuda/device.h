@@ -31,6 +31,8 @@ typedef struct {
     unsigned turn; /* of the next slot */
     void *scratch; /* see dms_cuda_scratch */
     size_t scratch_bytes;
+    char *reserved; /* what alloc serves from first */
+    size_t reserved_bytes, reserved_used;
     bool recording;             /* a graph is being recorded: nothing may be allocated */
     int compute;                /* 10*major + minor of the compute capability */
     int multiprocessors;        /* SMs */
@@ -44,16 +46,27 @@ static inline dms_cuda_device *dms_cuda_of(const dms_device *dev)
     return (dms_cuda_device *)(void *)dev;
 }
 
+/* Bytes of cuBLASLt's workspace: what NVIDIA recommends for Hopper (cuBLAS documentation,
+ * cublasSetWorkspace). */
+#define DMS_CUDA_GEMM_WORKSPACE ((size_t)32 << 20)
+
+/* The stream of a dry run: DMS_LAUNCH brings nothing there. */
+#define DMS_CUDA_NOWHERE ((cudaStream_t)UINTPTR_MAX)
+
 static inline cudaStream_t dms_cuda_stream(const dms_device *dev)
 {
-    return dms_cuda_of(dev)->stream;
+    return dev->dry ? DMS_CUDA_NOWHERE : dms_cuda_of(dev)->stream;
 }
 
 /* Device memory for one op: 256-byte aligned, contents undefined, valid until the next call on this
  * device (kernels already queued keep what they were given). An op calls this once and cuts its
  * parts out of it. Grows now and then, which waits for the stream; while a graph is being recorded
- * growth fails with DMS_ERR_DEVICE, so a step runs once before it is recorded. */
+ * growth fails with DMS_ERR_DEVICE, so a step runs once before it is recorded. In a dry run the need
+ * is noted and the address must not be followed. */
 dms_status dms_cuda_scratch(void **out, dms_device *dev, size_t bytes);
+
+/* Queues a copy within device memory. */
+dms_status dms_cuda_copy(dms_device *dev, void *dst, const void *src, size_t bytes);
 
 /* Bytes rounded up so that the next part of a scratch block is aligned too. */
 static inline size_t dms_cuda_part(size_t bytes)
@@ -77,7 +90,7 @@ DMS_OP_LIST(X)
 #undef X
 
 /* What gemm.c and dense.c free when the device closes; NULL is legal. */
-void dms_cuda_gemm_close(dms_cuda_gemm_plans *plans);
+void dms_cuda_gemm_close(dms_device *dev, dms_cuda_gemm_plans *plans);
 
 DMS_END_C
 #endif

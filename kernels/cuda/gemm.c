@@ -12,8 +12,7 @@ enum { SETS = 256, WAYS = 4, CANDIDATES = 8 };
 /* No kernel of the library asks for more than 16 bytes: the widest load, and what TMA needs. Larger
  * alignments are not told apart, so that addresses do not decide the order of sums. */
 enum { ALIGNED = 16 };
-/* What NVIDIA recommends for Hopper (cuBLAS documentation, cublasSetWorkspace). */
-static const size_t workspace_bytes = (size_t)32 << 20;
+static const size_t workspace_bytes = DMS_CUDA_GEMM_WORKSPACE;
 
 /* All that the choice of an algorithm may depend on; without padding: compared as bytes. */
 typedef struct {
@@ -82,18 +81,17 @@ static dms_status open_plans(dms_device *dev)
     dms_cuda_of(dev)->plans = plans;
     return DMS_OK;
 fail:
-    dms_cuda_gemm_close(plans);
+    dms_cuda_gemm_close(dev, plans);
     return status;
 }
 
-void dms_cuda_gemm_close(dms_cuda_gemm_plans *plans)
+void dms_cuda_gemm_close(dms_device *dev, dms_cuda_gemm_plans *plans)
 {
     if (!plans)
         return;
     if (plans->handle)
         (void)cublasLtDestroy(plans->handle);
-    if (cudaFree(plans->workspace) != cudaSuccess)
-        (void)cudaGetLastError(); /* or the next launch would report it */
+    dev->release(dev, plans->workspace);
     free(plans);
 }
 
@@ -242,6 +240,8 @@ dms_status dms_cuda_gemm(dms_device *dev, void *c, const void *a, const void *b,
     bool add = shape->add;
     if (!shape->m || !shape->n)
         return DMS_OK;
+    if (dev->dry)
+        return dms_cuda_scratch(&(void *){NULL}, dev, 0);
     if (!cuda->plans)
         DMS_TRY(open_plans(dev));
     DMS_TRY(find_plan(&plan, cuda->plans, &key, bias));

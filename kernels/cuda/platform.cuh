@@ -11,9 +11,16 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-/* A template-id with a comma goes in parentheses: DMS_LAUNCH((kernel<float, 64>), ...). */
-#define DMS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    kernel<<<(grid), (block), (shared_bytes), (stream)>>>(__VA_ARGS__)
+#include "kernels/cuda/device.h"
+
+/* A template-id with a comma goes in parentheses: DMS_LAUNCH((kernel<float, 64>), ...). In a dry
+ * run nothing is launched. */
+#define DMS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)             \
+    do {                                                                       \
+        const cudaStream_t stream_ = (stream);                                 \
+        if (stream_ != DMS_CUDA_NOWHERE)                                       \
+            kernel<<<(grid), (block), (shared_bytes), stream_>>>(__VA_ARGS__); \
+    } while (0)
 
 /* Before a launch with more than 48 KiB of dynamic shared memory: yields a cudaError_t. */
 #define DMS_ALLOW_SHARED(kernel, bytes) \

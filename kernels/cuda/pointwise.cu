@@ -87,11 +87,8 @@ dms_status dms_cuda_cast(dms_tensor *y, const dms_tensor *x)
     const cudaStream_t stream = dms_cuda_stream(x->device);
     const int64_t n = dms_count(x);
 
-    if (x->dtype == y->dtype) {
-        DMS_CUDA_TRY(cudaMemcpyAsync(y->data, x->data, dms_tensor_bytes(x),
-                                     cudaMemcpyDeviceToDevice, stream));
-        return DMS_OK;
-    }
+    if (x->dtype == y->dtype)
+        return dms_cuda_copy(x->device, y->data, x->data, dms_tensor_bytes(x));
     if (y->dtype == DMS_BF16)
         return dms_cuda_round(x->device, y->data, x->data, n);
     DMS_LAUNCH_WIDE(widen_kernel, dms_wide(all, 2), n, stream, (float *)y->data,
