@@ -5,6 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "checkpoints/source_reader.h"
 #include "infer/session.h"
@@ -189,6 +191,41 @@ Test(cuda_run, too_little_memory_says_how_much_there_is)
     must(dev->alloc(dev, &block, 1 << 20)); /* the device goes on */
     dev->release(dev, block);
     dev->close(dev);
+}
+
+/* A module of the emulation that was cut to `bytes`: what stands in a file system that was full. */
+static void expect_cut_short(const char *path, int64_t bytes, const char *text)
+{
+    dms_device *dev = NULL;
+    cr_assert_eq(truncate(path, bytes), 0);
+    expect_message(dms_device_open(&dev, DMS_CUDA_EMU, 1), DMS_ERR_DEVICE, text);
+    cr_assert(strstr(dms_error_message(), path), "%s", dms_error_message());
+    cr_assert_null(dev);
+}
+
+Test(cuda_run, a_module_that_was_cut_short_is_no_device_and_no_crash)
+{
+    char folder[] = "/tmp/dms-test-XXXXXX", path[64], command[1024], said[64];
+    struct stat whole;
+    if (!is_emulated())
+        cr_skip_test("the module of a GPU is opened by the same code");
+    cr_assert_not_null(mkdtemp(folder));
+    snprintf(path, sizeof(path), "%s/libdms_cuda_emu.so", folder);
+    snprintf(command, sizeof(command), "cp %s/libdms_cuda_emu.so %s", DMS_BINARY_DIR, folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(stat(path, &whole), 0);
+    setenv("DMS_MODULES", folder, 1);
+    const int64_t size = whole.st_size;
+    const int64_t cut[] = {size - 1, size - 64, size / 2, size / 8, 8192, 4096, 700, 100, 64};
+    for (size_t i = 0; i < COUNT(cut); i++) {
+        snprintf(said, sizeof(said), "cut short: it has %lld bytes, its headers speak of ",
+                 (long long)cut[i]);
+        expect_cut_short(path, cut[i], said);
+    }
+    expect_cut_short(path, 63, "cannot be loaded");
+    expect_cut_short(path, 0, "cannot be loaded");
+    unlink(path);
+    rmdir(folder);
 }
 
 /* The runtime keeps a failure until somebody asks for it, and launches ask. */

@@ -11,6 +11,7 @@ if(dms_cuda_asked STREQUAL OFF)
   target_sources(dms_kernels PRIVATE kernels/cuda/absent.c)
   return()
 endif()
+include(${CMAKE_CURRENT_LIST_DIR}/archs.cmake)
 
 set(places HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda)
 find_path(DMS_CUDA_INCLUDE cublasLt.h ${places} PATH_SUFFIXES include)
