@@ -85,7 +85,8 @@ const char *dms_checkpoint_number_name(const dms_checkpoint *c, int i);
 dms_status dms_checkpoint_verify(const dms_checkpoint *c);
 
 /* Names by convention. Texts: "config" (config.json), "tokenizer" (tokenizer.json),
- * "chat_template", "teacher_path", "teacher_hash" (dms_source_hash), "run_config" (resolved YAML).
+ * "chat_template", "teacher_path", "teacher_hash" (dms_source_hash), "run_config" (resolved YAML),
+ * "arithmetic" (device and type, as "cuda in bf16").
  * Numbers that training writes: "step" (optimiser steps done), "shift" (a decision governs the
  * token that many before its own: 1), "dropped" (1 once a neuron gate's borrowed rows are 0).
  * Readers must not count on others: the gate's settings stand in "config", seed and data in

@@ -265,3 +265,30 @@ Test(resume, refuses_a_recipe_that_would_change_the_run)
     cr_assert_eq(finish(&run), 0, "the recipe it began with goes on");
     remove_folder(folder);
 }
+
+static bool says(const char *folder, const char *text)
+{
+    char command[1200];
+    snprintf(command, sizeof(command), "grep -q '%s' %s/run.log", text, folder);
+    return system(command) == 0;
+}
+
+/* From the CPU to the device under test and on to its TF32. */
+Test(resume, says_that_the_run_moved_to_another_device_or_arithmetic)
+{
+    const dms_device_kind kind = rig_device();
+    const char *folder = make_folder(), *name = rig_device_name();
+    char text[128];
+    write_config(folder);
+    const job run = {folder, "run", "f32", 2, 0};
+    setenv("DMS_TEST_DEVICE", "cpu", 1);
+    cr_assert_eq(finish(&run), 0);
+    setenv("DMS_TF32", "1", 1); /* without effect on the CPU */
+    cr_assert_eq(finish(&run), 0);
+    cr_assert(!says(folder, "moved"), "the run stayed where it was");
+    setenv("DMS_TEST_DEVICE", name, 1);
+    snprintf(text, sizeof(text), "moved from cpu in f32 to %s in f32, TF32: ", name);
+    cr_assert_eq(finish(&run), 0);
+    cr_assert_eq(says(folder, text), kind != DMS_CPU);
+    remove_folder(folder);
+}

@@ -20,6 +20,15 @@ static dms_status path_in(char out[DMS_PATH_SIZE], const char *folder, const cha
     return DMS_OK;
 }
 
+void dms_state_arithmetic(char out[DMS_ARITHMETIC_SIZE], const dms_model *student)
+{
+    const dms_device *dev = student->device;
+    const char *tf32 = getenv("DMS_TF32"); /* as in kernels/cuda/gemm.h */
+    snprintf(out, DMS_ARITHMETIC_SIZE, "%s in %s%s", dev->name,
+             student->matrix_type == DMS_BF16 ? "bf16" : "f32",
+             dev->kind != DMS_CPU && tf32 && !strcmp(tf32, "1") ? ", TF32" : "");
+}
+
 /* config.json of the retrofitted model: the teacher's keys and the gate's. */
 static dms_status put_config(dms_checkpoint_writer *w, const dms_state *s)
 {
@@ -59,6 +68,7 @@ static dms_status put_recipe(dms_checkpoint_writer *w, const dms_recipe *recipe)
 static dms_status put_texts(dms_checkpoint_writer *w, const dms_state *s, int64_t step)
 {
     size_t length = 0;
+    char arithmetic[DMS_ARITHMETIC_SIZE];
     const char *tokenizer = dms_source_tokenizer(s->teacher, &length);
     const char *template = dms_source_chat_template(s->teacher);
     char *absolute = realpath(s->recipe->model.path, NULL);
@@ -73,6 +83,8 @@ static dms_status put_texts(dms_checkpoint_writer *w, const dms_state *s, int64_
         DMS_TRY(dms_checkpoint_put_text(w, "chat_template", template, strlen(template)));
     DMS_TRY(dms_checkpoint_put_text(w, "teacher_hash", s->teacher_hash, strlen(s->teacher_hash)));
     DMS_TRY(put_recipe(w, s->recipe));
+    dms_state_arithmetic(arithmetic, s->student);
+    DMS_TRY(dms_checkpoint_put_text(w, "arithmetic", arithmetic, strlen(arithmetic)));
     DMS_TRY(dms_checkpoint_put_int(w, "shift", 1));
     DMS_TRY(dms_checkpoint_put_int(w, "dropped", s->dropped));
     return dms_checkpoint_put_int(w, "step", step);
@@ -360,6 +372,8 @@ static dms_status load_from(int64_t *step, const char *path, dms_state *s)
             done, dms_fail(DMS_ERR_FORMAT, "%s has no step, expected a training checkpoint", path));
     DMS_TRY_OR(done, read_buffers(c, s, staging));
     s->dropped = dms_checkpoint_int(c, "dropped", &dropped) && dropped;
+    const char *before = dms_checkpoint_text(c, "arithmetic", NULL);
+    snprintf(s->before, sizeof(s->before), "%s", before ? before : "");
     *step = saved;
 done:
     dms_checkpoint_close(c);

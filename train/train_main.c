@@ -289,6 +289,7 @@ static void print_start(const dms_trainer *t)
 
 static dms_status train(dms_trainer *t, progress *p)
 {
+    const char *from, *to;
     const dms_trainer_hooks hooks = {.context = p,
                                      .on_step = on_step,
                                      .on_eval = on_eval,
@@ -299,6 +300,10 @@ static dms_status train(dms_trainer *t, progress *p)
         DMS_TRY(open_evaluation(p, t));
     if (!p->json)
         print_start(t);
+    if (dms_trainer_moved(t, &from, &to))
+        fprintf(stderr,
+                "dms-train: the run moved from %s to %s: what follows differs by rounding\n", from,
+                to);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);

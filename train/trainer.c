@@ -31,7 +31,8 @@ struct dms_trainer {
     int64_t step;         /* the next one to run */
     size_t free_bytes;    /* of the device, before anything was allocated; 0: not known */
     int lock;             /* file descriptor that holds the run folder's lock; -1: none */
-    bool dropped;         /* the borrowed q rows were set to zero: the fade is over */
+    char before[DMS_ARITHMETIC_SIZE], now[DMS_ARITHMETIC_SIZE]; /* of the checkpoint, and here */
+    bool dropped; /* the borrowed q rows were set to zero: the fade is over */
 };
 
 static int64_t sequences_a_step(const dms_recipe *r)
@@ -268,6 +269,8 @@ static dms_status open_folder(dms_trainer *t)
     dms_state state = state_of(t);
     DMS_TRY(dms_state_load(&t->step, &state));
     t->dropped = state.dropped;
+    memcpy(t->before, state.before, sizeof(t->before));
+    dms_state_arithmetic(t->now, t->student);
     DMS_TRY(check_progress(t));
     DMS_TRY(write_recipe(t));
     return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
@@ -498,6 +501,13 @@ dms_device *dms_trainer_device(const dms_trainer *t)
 int64_t dms_trainer_step(const dms_trainer *t)
 {
     return t->step;
+}
+
+bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to)
+{
+    *from = t->before;
+    *to = t->now;
+    return t->before[0] && strcmp(t->before, t->now) != 0;
 }
 
 size_t dms_trainer_free_bytes(const dms_trainer *t)

@@ -70,6 +70,9 @@ const dms_model *dms_trainer_student(const dms_trainer *t);
 const dms_model *dms_trainer_teacher(const dms_trainer *t);
 dms_device *dms_trainer_device(const dms_trainer *t);
 int64_t dms_trainer_step(const dms_trainer *t); /* the next one to run */
+/* Whether the checkpoint that the run goes on from was computed on another device or in another
+ * arithmetic: from there to here, as "cuda in bf16", "cpu in f32". False where it does not say. */
+bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to);
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t);
 size_t dms_trainer_activation_bytes(const dms_trainer *t);
 size_t dms_trainer_free_bytes(const dms_trainer *t); /* before it allocated anything; 0: unknown */
