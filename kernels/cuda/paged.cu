@@ -5,6 +5,8 @@
  * enough. */
 #include "kernels/cuda/paged.cuh"
 
+/* Kernels here have no __launch_bounds__: told of 256 threads, ptxas spills registers of
+ * drop_kernel (sm_80) and compact_close_kernel (sm_90), to fit more blocks than are launched. */
 enum { THREADS = 256, WARPS = THREADS / DMS_WARP, ENTERED = 32 /* tokens of a block */ };
 
 /* ---- append --------------------------------------------------------------------------------- */
