@@ -9,34 +9,37 @@
 #include "autograd/tape.h"
 
 /* pointwise.c */
-dms_var *dms_ad_add(dms_tape *tape, dms_var *a, dms_var *b);
 /* ids: [B, T]   w: [V, D]   returns [B, T, D] */
 dms_var *dms_ad_embedding(dms_tape *tape, const dms_tensor *ids, dms_var *w);
-dms_var *dms_ad_swiglu(dms_tape *tape, dms_var *gate, dms_var *up);
-/* The tensors that `spec` points to must outlive the step; the struct is copied. */
-dms_var *dms_ad_rope(dms_tape *tape, dms_var *x, const dms_rope_spec *spec);
+/* Returns f32 or bf16, as `dtype` says. */
+dms_var *dms_ad_swiglu(dms_tape *tape, dms_var *gate, dms_var *up, dms_dtype dtype);
 
-/* norm.c */
-dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps);
+/* norm.c; returns f32 or bf16, as `dtype` says */
+dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps, dms_dtype dtype);
 
-/* linear.c; bias may be NULL */
-dms_var *dms_ad_linear(dms_tape *tape, dms_var *x, dms_var *w, dms_var *bias);
+/* rope.c: x: [B, T, heads*E]   w: [E], the weight of a norm of each head, or NULL (spec->norm is
+ * not read)   *z: [B, G, T], logits of the gate's neurons, where z is not NULL: then
+ * spec->borrowed_every is above 0
+ * The tensors that `spec` points to must outlive the step; the struct is copied. */
+dms_var *dms_ad_rope(dms_tape *tape, dms_var *x, dms_var *w, const dms_rope_spec *spec,
+                     dms_var **z);
+
+/* linear.c; bias and residual may be NULL */
+dms_var *dms_ad_linear(dms_tape *tape, dms_var *x, dms_var *w, dms_var *bias, dms_var *residual);
 
 /* gate.c */
-/* y: [B, T, C]   returns z: [B, heads, T] */
-dms_var *dms_ad_eviction_logit(dms_tape *tape, dms_var *y, int heads, const dms_logit_spec *spec);
+/* y: [B, T, G]   returns z: [B, G, T] */
+dms_var *dms_ad_eviction_logit(dms_tape *tape, dms_var *y, const dms_logit_spec *spec);
 /* x: [B, T, C]   channels: [B, T, G], which must want a gradient if x does   returns [B, T, C] */
 dms_var *dms_ad_put_channels(dms_tape *tape, dms_var *x, dms_var *channels, int64_t first,
                              int64_t step);
-/* Noise of the shape of z; no gradient. */
-dms_var *dms_ad_gate_noise(dms_tape *tape, const dms_var *z, const dms_noise_spec *spec);
 /* Returns the bias of late keys [B, G, T]; writes the decisions into d [B, G, T]; backward reads
  * pressure [B], which the caller fills between forward and backward (dms_compression). */
 typedef struct {
     const dms_tensor *d, *pressure;
-    float tau;
+    dms_relaxed_gate relaxed;
 } dms_gate_spec;
-dms_var *dms_ad_gate_soft(dms_tape *tape, dms_var *z, dms_var *noise, const dms_gate_spec *spec);
+dms_var *dms_ad_gate_soft(dms_tape *tape, dms_var *z, const dms_gate_spec *spec);
 /* The same without noise and without gradient. */
 dms_var *dms_ad_gate_hard(dms_tape *tape, dms_var *z, const dms_tensor *d);
 

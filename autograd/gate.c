@@ -12,7 +12,7 @@ static dms_status logit_backward(dms_node *n)
 
 static const dms_rule logit_rule = {"eviction_logit", logit_forward, logit_backward, false};
 
-dms_var *dms_ad_eviction_logit(dms_tape *tape, dms_var *y, int heads, const dms_logit_spec *spec)
+dms_var *dms_ad_eviction_logit(dms_tape *tape, dms_var *y, const dms_logit_spec *spec)
 {
     dms_node *n = dms_tape_node(tape, &logit_rule, 1, (dms_var *[]){y});
     if (!n)
@@ -20,7 +20,8 @@ dms_var *dms_ad_eviction_logit(dms_tape *tape, dms_var *y, int heads, const dms_
     n->attr.logit = *spec;
     const int64_t *shape = y->value.shape;
     return dms_tape_run(
-        tape, n, (dms_tensor){.dtype = DMS_F32, .rank = 3, .shape = {shape[0], heads, shape[1]}});
+        tape, n,
+        (dms_tensor){.dtype = DMS_F32, .rank = 3, .shape = {shape[0], shape[2], shape[1]}});
 }
 
 static dms_status put_forward(dms_node *n)
@@ -48,46 +49,33 @@ dms_var *dms_ad_put_channels(dms_tape *tape, dms_var *x, dms_var *channels, int6
     return dms_tape_run(tape, n, x->value);
 }
 
-static dms_status noise_forward(dms_node *n)
-{
-    return dms_gate_noise(&n->out->value, &n->attr.noise);
-}
-
-static const dms_rule noise_rule = {"gate_noise", noise_forward, NULL, false};
-
-dms_var *dms_ad_gate_noise(dms_tape *tape, const dms_var *z, const dms_noise_spec *spec)
-{
-    dms_node *n = dms_tape_node(tape, &noise_rule, 0, NULL);
-    if (!n)
-        return NULL;
-    n->attr.noise = *spec;
-    return dms_tape_run(tape, n, z->value);
-}
-
-enum { DECISIONS, PRESSURE }; /* aux */
+enum { DECISIONS, PRESSURE, INJECTED }; /* aux */
 
 static dms_status soft_forward(dms_node *n)
 {
-    return dms_gate_soft(&n->out->value, &n->aux[DECISIONS], &n->in[0]->value, &n->in[1]->value,
-                         n->attr.f);
+    return dms_gate_soft(&n->out->value, &n->aux[DECISIONS], &n->in[0]->value, &n->attr.relaxed);
 }
 
 static dms_status soft_backward(dms_node *n)
 {
     return dms_gate_soft_bwd(dms_wanted_grad(n, 0), &n->out->grad, &n->aux[PRESSURE],
-                             &n->in[0]->value, &n->in[1]->value, n->attr.f);
+                             &n->in[0]->value, &n->attr.relaxed);
 }
 
 static const dms_rule soft_rule = {"gate_soft", soft_forward, soft_backward, false};
 
-dms_var *dms_ad_gate_soft(dms_tape *tape, dms_var *z, dms_var *noise, const dms_gate_spec *spec)
+dms_var *dms_ad_gate_soft(dms_tape *tape, dms_var *z, const dms_gate_spec *spec)
 {
-    dms_node *n = dms_tape_node(tape, &soft_rule, 2, (dms_var *[]){z, noise});
+    dms_node *n = dms_tape_node(tape, &soft_rule, 1, (dms_var *[]){z});
     if (!n)
         return NULL;
     n->aux[DECISIONS] = *spec->d;
     n->aux[PRESSURE] = *spec->pressure;
-    n->attr.f = spec->tau;
+    n->attr.relaxed = spec->relaxed;
+    if (spec->relaxed.injected) {
+        n->aux[INJECTED] = *spec->relaxed.injected;
+        n->attr.relaxed.injected = &n->aux[INJECTED];
+    }
     return dms_tape_run(tape, n, z->value);
 }
 

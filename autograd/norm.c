@@ -13,7 +13,7 @@ static dms_status backward(dms_node *n)
 
 static const dms_rule rms_norm_rule = {"rms_norm", forward, backward, false};
 
-dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps)
+dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps, dms_dtype dtype)
 {
     dms_node *n = dms_tape_node(tape, &rms_norm_rule, 2, (dms_var *[]){x, w});
     if (!n)
@@ -21,5 +21,7 @@ dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps)
     n->attr.f = eps;
     const int64_t rows = dms_count(&x->value) / dms_count(&w->value);
     dms_tape_save(tape, n, 0, (dms_tensor){.dtype = DMS_F32, .rank = 1, .shape = {rows}});
-    return dms_tape_run(tape, n, x->value);
+    dms_tensor like = x->value;
+    like.dtype = dtype;
+    return dms_tape_run(tape, n, like);
 }

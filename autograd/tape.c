@@ -11,7 +11,7 @@ struct dms_tape {
     int segment_first; /* of the open segment, forward or backward */
     int n_nodes;
     dms_node *nodes; /* in order of execution, so already sorted */
-    dms_var *vars;   /* vars[i] is the output of nodes[i] */
+    dms_var *vars;   /* vars[2i] is the output of nodes[i], vars[2i + 1] its second one */
 };
 
 static dms_status open_arenas(dms_tape *t)
@@ -34,7 +34,7 @@ dms_status dms_tape_open(dms_tape **out, const dms_tape_options *options)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a tape");
     t->options = *options;
     t->nodes = calloc((size_t)options->max_nodes, sizeof(*t->nodes));
-    t->vars = calloc((size_t)options->max_nodes, sizeof(*t->vars));
+    t->vars = calloc(2 * (size_t)options->max_nodes, sizeof(*t->vars));
     if (!t->nodes || !t->vars) {
         status = dms_fail(DMS_ERR_NOMEM, "no memory for a tape of %d nodes", options->max_nodes);
         goto fail;
@@ -99,7 +99,7 @@ dms_node *dms_tape_node(dms_tape *tape, const dms_rule *rule, int n_in, dms_var 
     }
     dms_node *n = &tape->nodes[tape->n_nodes];
     *n = (dms_node){
-        .rule = rule, .n_in = n_in, .out = &tape->vars[tape->n_nodes], .segment_first = -1};
+        .rule = rule, .n_in = n_in, .out = &tape->vars[2 * tape->n_nodes], .segment_first = -1};
     *n->out = (dms_var){0};
     for (int i = 0; i < n_in; i++) {
         n->in[i] = in[i];
@@ -127,6 +127,14 @@ static void place(dms_tape *tape, dms_tensor *t, dms_tensor like)
 void dms_tape_save(dms_tape *tape, dms_node *n, int slot, dms_tensor like)
 {
     place(tape, &n->aux[slot], like);
+}
+
+dms_var *dms_tape_side(dms_tape *tape, dms_node *n, dms_tensor like)
+{
+    n->side = n->out + 1;
+    *n->side = (dms_var){.wants_grad = n->out->wants_grad};
+    place(tape, &n->side->value, like);
+    return tape->status ? NULL : n->side;
 }
 
 static dms_status run_forward(dms_tape *tape, dms_node *n)
@@ -158,13 +166,18 @@ dms_tensor *dms_wanted_grad(const dms_node *n, int i)
     return n->in[i] && n->in[i]->wants_grad ? &n->in[i]->grad : NULL;
 }
 
+const dms_tensor *dms_reached_grad(const dms_var *v)
+{
+    return v && v->grad.data ? &v->grad : NULL;
+}
+
 /* Gradients start at zero so that every rule may simply add. Those of variables inside the segment
  * being walked share scratch memory; a parameter brings its own. */
 static dms_status touch_grad(dms_tape *tape, dms_var *v)
 {
     if (!v || !v->wants_grad || v->grad.data)
         return DMS_OK;
-    const bool inside = tape->in_segment && v >= tape->vars + tape->segment_first;
+    const bool inside = tape->in_segment && v >= tape->vars + 2 * tape->segment_first;
     v->grad = v->value;
     v->grad.dtype = DMS_F32;
     DMS_TRY(dms_arena_place(inside ? &tape->scratch : &tape->keep, &v->grad));
@@ -227,13 +240,16 @@ static dms_status replay(dms_tape *tape, int first, int last)
     for (int i = first; i < last; i++) {
         DMS_TRY(run_forward(tape, &tape->nodes[i]));
         tape->nodes[i].out->grad.data = NULL;
+        if (tape->nodes[i].side)
+            tape->nodes[i].side->grad.data = NULL;
     }
     return DMS_OK;
 }
 
 static dms_status step_back(dms_tape *tape, dms_node *n)
 {
-    if (!n->rule->backward || !(n->out->grad.data || (n->rule->is_loss && n->out->wants_grad)))
+    const bool reached = dms_reached_grad(n->out) || dms_reached_grad(n->side);
+    if (!n->rule->backward || !(reached || (n->rule->is_loss && n->out->wants_grad)))
         return DMS_OK; /* no gradient flows through this step */
     for (int k = 0; k < n->n_in; k++)
         DMS_TRY(touch_grad(tape, n->in[k]));

@@ -24,7 +24,9 @@ typedef struct {
 } dms_var;
 
 /* How to run one kind of step, and how to run it backwards. backward() adds to the gradients that
- * dms_wanted_grad() hands out and touches nothing else; NULL where there is nothing to pass on. */
+ * dms_wanted_grad() hands out and touches nothing else; NULL where there is nothing to pass on. It
+ * runs once the gradient of an output was reached: of a step with two outputs that may be either
+ * one, so such a rule asks dms_reached_grad(). */
 typedef struct {
     const char *name;
     dms_status (*forward)(dms_node *n);
@@ -37,12 +39,13 @@ struct dms_node {
     dms_var *in[DMS_MAX_INPUTS]; /* NULL for an optional input that is absent */
     int n_in;
     dms_var *out;
+    dms_var *side;               /* a second output, NULL where there is none */
     dms_tensor aux[DMS_MAX_AUX]; /* saved for backward, or borrowed inputs without gradient */
     union {
         float f;
         dms_rope_spec rope;
         dms_logit_spec logit;
-        dms_noise_spec noise;
+        dms_relaxed_gate relaxed;
         struct {
             int64_t first, step;
         } channels;
@@ -104,9 +107,14 @@ dms_var *dms_tape_input(dms_tape *tape, dms_tensor like);
 dms_node *dms_tape_node(dms_tape *tape, const dms_rule *rule, int n_in, dms_var *const *in);
 /* Gives aux[slot] memory of the shape and type of `like`. */
 void dms_tape_save(dms_tape *tape, dms_node *n, int slot, dms_tensor like);
+/* Gives the node a second output with memory of the shape of `like`, and returns it: it wants a
+ * gradient where the first does. Call it before dms_tape_run; NULL when the tape is poisoned. */
+dms_var *dms_tape_side(dms_tape *tape, dms_node *n, dms_tensor like);
 /* Gives the output memory of the shape of `like`, runs the rule, returns the output. */
 dms_var *dms_tape_run(dms_tape *tape, dms_node *n, dms_tensor like);
 /* Gradient of input i to add to, or NULL where nobody wants it. */
 dms_tensor *dms_wanted_grad(const dms_node *n, int i);
+/* Gradient of an output, or NULL where nothing of what follows reached it (v may be NULL). */
+const dms_tensor *dms_reached_grad(const dms_var *v);
 
 #endif

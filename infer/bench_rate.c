@@ -81,7 +81,7 @@ static dms_status time_products(double *seconds, dms_tensor *const yxw[3], int n
 {
     const double start = dms_bench_now();
     for (int i = 0; i < n; i++)
-        DMS_TRY(dms_linear(yxw[0], yxw[1], yxw[2], NULL));
+        DMS_TRY(dms_linear(yxw[0], yxw[1], yxw[2], NULL, NULL));
     DMS_TRY(dms_bench_wait(yxw[0]));
     *seconds = dms_bench_now() - start;
     return DMS_OK;

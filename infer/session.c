@@ -252,7 +252,7 @@ static dms_status project(dms_session *s, const dms_tensor *x, int64_t first, in
     const int64_t width = m->config.width;
     const dms_tensor rows = view(x, first * width, 2, n, width);
     dms_tensor logits = view(&s->logits, 0, 2, n, m->config.vocab);
-    return dms_linear(&logits, &rows, &m->head->value, NULL);
+    return dms_linear(&logits, &rows, &m->head->value, NULL, NULL);
 }
 
 static dms_status download_logits(dms_session *s, float *host, int64_t n)

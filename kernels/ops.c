@@ -107,18 +107,20 @@ static dms_tensor with_cols(const dms_tensor *x, int64_t cols)
     return t;
 }
 
+/* One of the two types that an activation in front of a product may have. */
+static dms_status expect_activation(const char *name, const dms_tensor *t, const dms_tensor *like)
+{
+    dms_tensor want = *like;
+    if (t->dtype == DMS_BF16)
+        want.dtype = DMS_BF16;
+    return expect(name, t, &want);
+}
+
 static dms_status expect_rank3(const char *name, const dms_tensor *t)
 {
     if (t->rank == 3)
         return DMS_OK;
     return dms_fail(DMS_ERR_SHAPE, "%s has %d dimensions, expected 3", name, t->rank);
-}
-
-dms_status dms_add(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
-{
-    DMS_TRY(expect("b", b, a));
-    DMS_TRY(expect("y", y, a));
-    return RUN(a, add, y, a, b);
 }
 
 dms_status dms_axpy(dms_tensor *y, float scale, const dms_tensor *x)
@@ -156,7 +158,7 @@ dms_status dms_embedding_bwd(dms_tensor *dw, const dms_tensor *dy, const dms_ten
 dms_status dms_swiglu(dms_tensor *y, const dms_tensor *gate, const dms_tensor *up)
 {
     DMS_TRY(expect("up", up, gate));
-    DMS_TRY(expect("y", y, gate));
+    DMS_TRY(expect_activation("y", y, gate));
     return RUN(gate, swiglu, y, gate, up);
 }
 
@@ -168,31 +170,6 @@ dms_status dms_swiglu_bwd(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *
     DMS_TRY(expect("dgate", dgate, gate));
     DMS_TRY(expect("dup", dup, gate));
     return RUN(gate, swiglu_bwd, dgate, dup, dy, gate, up);
-}
-
-static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
-{
-    const int64_t width = dms_cols(spec->table);
-    DMS_TRY(expect_shape("rope table", spec->table, x->device, DMS_F32, 2, dms_rows(spec->table),
-                         width));
-    if (width % 2 || dms_cols(x) % width)
-        return dms_fail(DMS_ERR_SHAPE, "x has %" PRId64 " channels, expected heads of %" PRId64,
-                        dms_cols(x), width);
-    return expect_count("positions", spec->ids, DMS_I32, dms_rows(x));
-}
-
-dms_status dms_rope(dms_tensor *y, const dms_tensor *x, const dms_rope_spec *spec)
-{
-    DMS_TRY(check_rope(x, spec));
-    DMS_TRY(expect("y", y, x));
-    return RUN(x, rope, y, x, spec);
-}
-
-dms_status dms_rope_bwd(dms_tensor *dx, const dms_tensor *dy, const dms_rope_spec *spec)
-{
-    DMS_TRY(check_rope(dy, spec));
-    DMS_TRY(expect("dx", dx, dy));
-    return RUN(dy, rope_bwd, dx, dy, spec);
 }
 
 static dms_status check_norm(const dms_tensor *x, const dms_tensor *w, const dms_tensor *rstd)
@@ -209,7 +186,7 @@ dms_status dms_rms_norm(dms_tensor *y, dms_tensor *rstd, const dms_tensor *x, co
                         float eps)
 {
     DMS_TRY(check_norm(x, w, rstd));
-    DMS_TRY(expect("y", y, x));
+    DMS_TRY(expect_activation("y", y, x));
     return RUN(x, rms_norm, y, rstd, x, w, eps);
 }
 
@@ -223,51 +200,106 @@ dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy
     return RUN(x, rms_norm_bwd, dx, dw, dy, x, w, rstd);
 }
 
+/* x and w of a linear layer. */
+static dms_status check_operands(const dms_tensor *x, const dms_tensor *w)
+{
+    DMS_TRY(expect_weight("w", w, w->shape[0], dms_cols(x)));
+    if (x->dtype == DMS_F32 || (x->dtype == DMS_BF16 && w->dtype == DMS_BF16))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_DTYPE, "x is %s, expected f32%s where w is %s", type_name(x->dtype),
+                    w->dtype == DMS_BF16 ? " or bf16" : "", type_name(w->dtype));
+}
+
+static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
+{
+    const int64_t width = dms_cols(spec->table);
+    DMS_TRY(expect_shape("rope table", spec->table, x->device, DMS_F32, 2, dms_rows(spec->table),
+                         width));
+    if (width % 2 || dms_cols(x) % width)
+        return dms_fail(DMS_ERR_SHAPE, "x has %" PRId64 " channels, expected heads of %" PRId64,
+                        dms_cols(x), width);
+    DMS_TRY(expect_shape("norm", spec->norm, x->device, DMS_F32, 1, width));
+    return expect_count("positions", spec->ids, DMS_I32, dms_rows(x));
+}
+
+/* Logits of the gate's neurons, and what the norm left, beside heads of the shape of x. */
+static dms_status check_heads_out(const dms_tensor *z, const dms_tensor *rstd, const dms_tensor *x,
+                                  const dms_rope_spec *spec)
+{
+    const int64_t heads = dms_cols(x) / dms_cols(spec->table), every = spec->borrowed_every;
+    DMS_TRY(expect_shape("rstd", rstd, x->device, DMS_F32, 1, dms_rows(x) * heads));
+    if (!z)
+        return DMS_OK;
+    if (every < 1)
+        return dms_fail(DMS_ERR_ARG, "logits are asked for, but no channel is borrowed");
+    DMS_TRY(expect_rank3("x", x));
+    return expect_shape("z", z, x->device, DMS_F32, 3, x->shape[0], (heads + every - 1) / every,
+                        x->shape[1]);
+}
+
+dms_status dms_rope(const dms_rope_out *out, const dms_tensor *x, const dms_rope_spec *spec)
+{
+    DMS_TRY(check_rope(x, spec));
+    DMS_TRY(expect("y", out->y, x));
+    DMS_TRY(check_heads_out(out->z, out->rstd, x, spec));
+    return RUN(x, rope, out, x, spec);
+}
+
+dms_status dms_rope_bwd(const dms_rope_grads *grads, const dms_rope_spec *spec)
+{
+    const dms_tensor *like = grads->x ? grads->x : grads->dx;
+    if (!grads->dx && !grads->dw)
+        return DMS_OK;
+    if ((spec->norm || grads->dw) && !(spec->norm && grads->x && grads->rstd))
+        return dms_fail(DMS_ERR_ARG, "the gradient of a norm wants norm, x and rstd, one is NULL");
+    DMS_TRY(check_rope(like, spec));
+    DMS_TRY(expect("dx", grads->dx, like));
+    DMS_TRY(expect("dy", grads->dy, like));
+    DMS_TRY(check_heads_out(grads->dz, grads->rstd, like, spec));
+    DMS_TRY(expect_shape("dw", grads->dw, like->device, DMS_F32, 1, dms_cols(spec->table)));
+    return RUN(like, rope_bwd, grads, spec);
+}
+
 dms_status dms_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                      const dms_tensor *bias)
+                      const dms_tensor *bias, const dms_tensor *residual)
 {
     const int64_t outputs = w->shape[0];
     const dms_tensor like_y = with_cols(x, outputs);
-    DMS_TRY(expect_weight("w", w, outputs, dms_cols(x)));
+    DMS_TRY(check_operands(x, w));
     DMS_TRY(expect_shape("bias", bias, x->device, DMS_F32, 1, outputs));
+    DMS_TRY(expect("residual", residual, &like_y));
     DMS_TRY(expect("y", y, &like_y));
-    return RUN(x, linear, y, x, w, bias);
+    return RUN(x, linear, y, x, w, bias, residual);
 }
 
 dms_status dms_linear_bwd(const dms_linear_grads *grads, const dms_tensor *dy, const dms_tensor *x,
                           const dms_tensor *w)
 {
     const int64_t outputs = w->shape[0], inputs = dms_cols(x);
-    const dms_tensor like_y = with_cols(x, outputs);
-    DMS_TRY(expect_weight("w", w, outputs, inputs));
+    const dms_tensor like_y = with_cols(x, outputs), like_dx = with_cols(x, inputs);
+    DMS_TRY(check_operands(x, w));
     DMS_TRY(expect("dy", dy, &like_y));
-    DMS_TRY(expect("dx", grads->dx, x));
+    DMS_TRY(expect("dx", grads->dx, &like_dx));
     DMS_TRY(expect_shape("dw", grads->dw, x->device, DMS_F32, 2, outputs, inputs));
     DMS_TRY(expect_shape("dbias", grads->dbias, x->device, DMS_F32, 1, outputs));
     return RUN(x, linear_bwd, grads, dy, x, w);
 }
 
-static dms_status check_logit(const dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
+static dms_status check_logit(const dms_tensor *z, const dms_tensor *y)
 {
     DMS_TRY(expect_rank3("y", y));
-    DMS_TRY(expect_rank3("z", z));
-    DMS_TRY(expect_shape("z", z, y->device, DMS_F32, 3, y->shape[0], z->shape[1], y->shape[1]));
-    const int64_t last = spec->first + (z->shape[1] - 1) * spec->step;
-    if (spec->first < 0 || last >= dms_cols(y))
-        return dms_fail(DMS_ERR_SHAPE, "logits end at channel %" PRId64 ", y has %" PRId64, last,
-                        dms_cols(y));
-    return DMS_OK;
+    return expect_shape("z", z, y->device, DMS_F32, 3, y->shape[0], dms_cols(y), y->shape[1]);
 }
 
 dms_status dms_eviction_logit(dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
 {
-    DMS_TRY(check_logit(z, y, spec));
+    DMS_TRY(check_logit(z, y));
     return RUN(y, eviction_logit, z, y, spec);
 }
 
 dms_status dms_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz, const dms_logit_spec *spec)
 {
-    DMS_TRY(check_logit(dz, dy, spec));
+    DMS_TRY(check_logit(dz, dy));
     return RUN(dz, eviction_logit_bwd, dy, dz, spec);
 }
 
@@ -299,33 +331,27 @@ dms_status dms_put_channels_bwd(dms_tensor *dx, dms_tensor *dchannels, const dms
     return RUN(dy, put_channels_bwd, dx, dchannels, dy, first, step);
 }
 
-dms_status dms_gate_noise(dms_tensor *n, const dms_noise_spec *spec)
-{
-    DMS_TRY(expect_rank3("n", n));
-    return RUN(n, gate_noise, n, spec);
-}
-
-dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z, const dms_tensor *n,
-                         float tau)
+dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
+                         const dms_relaxed_gate *gate)
 {
     DMS_TRY(expect_rank3("z", z));
-    DMS_TRY(expect("n", n, z));
+    DMS_TRY(expect("the injected noise", gate->injected, z));
     DMS_TRY(expect("bias", bias, z));
     DMS_TRY(expect("d", d, z));
-    return RUN(z, gate_soft, bias, d, z, n, tau);
+    return RUN(z, gate_soft, bias, d, z, gate);
 }
 
 dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_tensor *pressure,
-                             const dms_tensor *z, const dms_tensor *n, float tau)
+                             const dms_tensor *z, const dms_relaxed_gate *gate)
 {
     DMS_TRY(expect_rank3("z", z));
-    DMS_TRY(expect("n", n, z));
+    DMS_TRY(expect("the injected noise", gate->injected, z));
     DMS_TRY(expect("dbias", dbias, z));
     DMS_TRY(expect("dz", dz, z));
     DMS_TRY(expect_shape("pressure", pressure, z->device, DMS_F32, 1, z->shape[0]));
     if (!dz || !dbias || !pressure)
         return dms_fail(DMS_ERR_ARG, "gate_soft_bwd wants dz, dbias and pressure, one is NULL");
-    return RUN(z, gate_soft_bwd, dz, dbias, pressure, z, n, tau);
+    return RUN(z, gate_soft_bwd, dz, dbias, pressure, z, gate);
 }
 
 dms_status dms_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)

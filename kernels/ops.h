@@ -5,8 +5,9 @@
  * backend that forgets an op, or drifts from its signature, does not build.
  *
  * Common to all: outputs come first; an op returns when its work is queued on the device (the CPU
- * is done by then); activations are f32, weights of linear layers and embeddings f32 or bf16, all
- * other weights f32; sums in f32 or better; results do not depend on the number of threads; no op
+ * is done by then); activations are f32, and bf16 where only products with bf16 weights read them
+ * (gradients stay f32); weights of linear layers and embeddings f32 or bf16, all other weights f32;
+ * sums in f32 or better; results do not depend on the number of threads; no op
  * allocates. A `_bwd` op ADDS to the gradients it is given; a gradient that nobody wants is NULL.
  * Errors: DMS_ERR_SHAPE and DMS_ERR_DTYPE name the argument, what it is and what was expected. Ids
  * and positions out of range are DMS_ERR_ARG on the CPU; a GPU, whose memory the host does not
@@ -28,9 +29,6 @@ DMS_BEGIN_C
 
 /* ---- pointwise ------------------------------------------------------------------------------ */
 
-/* y = a + b, element by element; all of one shape. y may be a or b. */
-typedef dms_status dms_add_fn(dms_tensor *y, const dms_tensor *a, const dms_tensor *b);
-
 /* y += scale * x, element by element; y and x of one shape. */
 typedef dms_status dms_axpy_fn(dms_tensor *y, float scale, const dms_tensor *x);
 
@@ -44,45 +42,76 @@ typedef dms_status dms_embedding_fn(dms_tensor *y, const dms_tensor *ids, const 
 typedef dms_status dms_embedding_bwd_fn(dms_tensor *dw, const dms_tensor *dy,
                                         const dms_tensor *ids);
 
-/* y = gate * sigmoid(gate) * up, element by element; all of one shape. */
+/* y = gate * sigmoid(gate) * up, element by element; all of one shape; y: f32 or bf16, rounded to
+ * nearest even. */
 typedef dms_status dms_swiglu_fn(dms_tensor *y, const dms_tensor *gate, const dms_tensor *up);
 typedef dms_status dms_swiglu_bwd_fn(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *dy,
                                      const dms_tensor *gate, const dms_tensor *up);
-
-/* How rotary positions are applied to the heads of one tensor. */
-typedef struct {
-    const dms_tensor *table; /* [P, E]: cos of the E/2 angles of a position, then their sin */
-    const dms_tensor *ids;   /* [B, T], i32: positions, each in [0, P) */
-    int borrowed_every;      /* 0, or R: the last channel of heads 0, R, 2R... is a gate's neuron */
-    float keep;              /* that channel is multiplied by keep before RoPE and again after */
-} dms_rope_spec;
-
-/* Rotate-half RoPE (Su et al. 2021, Hugging Face layout): channel j < E/2 pairs with j + E/2.
- * x, y: [B, T, heads*E]; y may be x. */
-typedef dms_status dms_rope_fn(dms_tensor *y, const dms_tensor *x, const dms_rope_spec *spec);
-typedef dms_status dms_rope_bwd_fn(dms_tensor *dx, const dms_tensor *dy, const dms_rope_spec *spec);
 
 /* ---- norm ----------------------------------------------------------------------------------- */
 
 /* RMSNorm of each group of D consecutive channels: y[r,:] = x[r,:] * w * rstd[r],
  * rstd[r] = 1/sqrt(mean(x[r,:]^2) + eps).   w: [D]   x, y: [.., C], C a multiple of D, seen as
- * [rows, D]   rstd: [rows], kept for the backward pass. */
+ * [rows, D]; y: f32 or bf16, rounded to nearest even   rstd: [rows], kept for the backward pass. */
 typedef dms_status dms_rms_norm_fn(dms_tensor *y, dms_tensor *rstd, const dms_tensor *x,
                                    const dms_tensor *w, float eps);
 typedef dms_status dms_rms_norm_bwd_fn(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy,
                                        const dms_tensor *x, const dms_tensor *w,
                                        const dms_tensor *rstd);
 
+/* ---- rope ----------------------------------------------------------------------------------- */
+
+/* How an eviction logit is made of a channel: z = scale*channel - offset. */
+typedef struct {
+    float scale, offset; /* alpha_scale, alpha_offset */
+} dms_logit_spec;
+
+/* What happens to the heads of one tensor, queries or keys, between projection and attention. */
+typedef struct {
+    const dms_tensor *table; /* [P, E]: cos of the E/2 angles of a position, then their sin */
+    const dms_tensor *ids;   /* [B, T], i32: positions, each in [0, P) */
+    int borrowed_every;      /* 0, or R: the last channel of heads 0, R, 2R... is a gate's neuron */
+    float keep;              /* that channel is multiplied by keep before RoPE and again after */
+    const dms_tensor *norm;  /* [E], or NULL: the weight of an RMSNorm of each head */
+    float eps;               /* of that norm */
+    dms_logit_spec logit;    /* of the gate's neurons, where z is wanted */
+} dms_rope_spec;
+
+/* rstd: [rows*heads], of the norm, for the backward pass; NULL where nobody wants it or there is no
+ * norm   z: [B, G, T], G = heads/R rounded up, logits of the gate's neurons, or NULL. */
+typedef struct {
+    dms_tensor *y, *rstd, *z;
+} dms_rope_out;
+
+/* In this order, head by head: n = rms_norm(x) where there is a norm, else x; z[b,g,t] of the last
+ * channel of head g*R of n; the fade by keep and rotate-half RoPE (Su et al. 2021, Hugging Face
+ * layout): channel j < E/2 pairs with j + E/2.   x, y: [B, T, heads*E]; y may be x. */
+typedef dms_status dms_rope_fn(const dms_rope_out *out, const dms_tensor *x,
+                               const dms_rope_spec *spec);
+
+/* dy, dz: NULL counts as zero   x, rstd: of the forward pass, may be NULL without norm
+ * dx [B, T, heads*E] and dw [E], of the norm's weight: each may be NULL. */
+typedef struct {
+    const dms_tensor *dy, *dz, *x, *rstd;
+    dms_tensor *dx, *dw;
+} dms_rope_grads;
+typedef dms_status dms_rope_bwd_fn(const dms_rope_grads *grads, const dms_rope_spec *spec);
+
 /* ---- linear --------------------------------------------------------------------------------- */
 
-/* y[n,m] = sum over k of x[n,k] * w[m,k], + bias[m].
- * x: [.., K] f32   w: [M, K] f32 or bf16   bias: [M] f32 or NULL   y: [.., M] f32.
+/* y[n,m] = sum over k of x[n,k] * w[m,k], + bias[m] + residual[n,m].
+ * x: [.., K] f32, or bf16 where w is   w: [M, K] f32 or bf16   bias: [M] f32 or NULL
+ * residual: as y, and may be y, or NULL   y: [.., M] f32.
  * The type of w decides the arithmetic: with bf16, x is rounded to bf16 and sums are f32 (with
  * f32, a GPU uses TF32 where DMS_TF32=1 is in the environment). A weight marked `frozen` may be
- * kept packed by the device for as long as its memory is neither released nor uploaded to. */
+ * kept packed by the device for as long as its memory is neither released nor uploaded to.
+ *
+ * The residual stream is added here, not by the norm that reads it: a product that writes y reads
+ * the residual on the way, and with the norm behind it 4 elements a channel of the stream are moved
+ * (residual, y; y, norm's y). A fused add and norm moves 5 (the product's y first). */
 typedef dms_status dms_linear_fn(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                                 const dms_tensor *bias);
-/* dx[n,k] += dy[n,m] w[m,k];  dw[m,k] += dy[n,m] x[n,k];  dbias[m] += dy[n,m].   dw, dbias: f32. */
+                                 const dms_tensor *bias, const dms_tensor *residual);
+/* dx[n,k] += dy[n,m] w[m,k];  dw[m,k] += dy[n,m] x[n,k];  dbias[m] += dy[n,m].   all: f32. */
 typedef struct {
     dms_tensor *dx, *dw, *dbias;
 } dms_linear_grads;
@@ -91,14 +120,7 @@ typedef dms_status dms_linear_bwd_fn(const dms_linear_grads *grads, const dms_te
 
 /* ---- gate ----------------------------------------------------------------------------------- */
 
-/* Where the eviction logit of KV head g is read: channel first + g*step of y. Neuron gate: y is q
- * [B, T, H*E], first E-1, step R*E. Adapter gate: y is W_alpha . norm(x), [B, T, G], 0 and 1. */
-typedef struct {
-    int64_t first, step;
-    float scale, offset; /* alpha_scale, alpha_offset */
-} dms_logit_spec;
-
-/* z[b,g,t] = scale * y[b,t,first + g*step] - offset.   z: [B, G, T]. */
+/* The adapter gate's logit: z[b,g,t] = scale * y[b,t,g] - offset.   y: [B, T, G]   z: [B, G, T]. */
 typedef dms_status dms_eviction_logit_fn(dms_tensor *z, const dms_tensor *y,
                                          const dms_logit_spec *spec);
 typedef dms_status dms_eviction_logit_bwd_fn(dms_tensor *dy, const dms_tensor *dz,
@@ -120,21 +142,25 @@ typedef struct {
     int layer;
 } dms_noise_spec;
 
-/* Logistic noise from Philox: key seed, counter (step, sequence + b, layer*G + g, t).
- * n: [B, G, T]. */
-typedef dms_status dms_gate_noise_fn(dms_tensor *n, const dms_noise_spec *spec);
+/* The relaxed gate of one layer. Its noise n is no tensor: each use draws it anew, n[b,g,t]
+ * logistic from Philox with key seed and counter (step, sequence + b, layer*G + g, t). */
+typedef struct {
+    float tau;
+    const dms_tensor *injected; /* n given from outside, [B, G, T]; NULL: drawn from `noise` */
+    dms_noise_spec noise;
+} dms_relaxed_gate;
 
 /* The relaxed decision: u = (z + n)/tau, d[b,g,t] = 1 if u > 0 else 0, and the bias that a key
  * takes once it is outside the window, bias[b,g,k] = log(1 - sigmoid(u[b,g,k+1])), 0 for the last
  * key.   all: [B, G, T]. */
 typedef dms_status dms_gate_soft_fn(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
-                                    const dms_tensor *n, float tau);
+                                    const dms_relaxed_gate *gate);
 /* dz[b,g,t] += (-p * dbias[b,g,t-1] (t > 0) + pressure[b] * p(1-p)) / tau, p = sigmoid(u[b,g,t]):
  * the straight-through gradient. pressure: [B], the loss's derivative by each decision of a
  * sequence. */
 typedef dms_status dms_gate_soft_bwd_fn(dms_tensor *dz, const dms_tensor *dbias,
                                         const dms_tensor *pressure, const dms_tensor *z,
-                                        const dms_tensor *n, float tau);
+                                        const dms_relaxed_gate *gate);
 
 /* The decision without noise: d[b,g,t] = 1 if z > 0 else 0; bias[b,g,k] = -infinity if d[b,g,k+1]
  * else 0. */
@@ -229,7 +255,6 @@ typedef dms_status dms_adamw_fn(const dms_adamw_state *state, const dms_tensor *
 
 /* The paged_ ops are declared in kernels/paged.h, with the structure they work on. */
 #define DMS_OP_LIST(X)    \
-    X(add)                \
     X(axpy)               \
     X(cast)               \
     X(embedding)          \
@@ -246,7 +271,6 @@ typedef dms_status dms_adamw_fn(const dms_adamw_state *state, const dms_tensor *
     X(eviction_logit_bwd) \
     X(put_channels)       \
     X(put_channels_bwd)   \
-    X(gate_noise)         \
     X(gate_soft)          \
     X(gate_soft_bwd)      \
     X(gate_hard)          \

@@ -29,7 +29,7 @@ dms_var *dms_attend_dense(const dms_pass *pass, int layer, dms_var *const qkv[3]
     return attend(pass, qkv, NULL, 0);
 }
 
-/* A variable that shows one layer of tensors given from outside. */
+/* A variable that shows one layer of logits given from outside. */
 static dms_var *given_logits(const dms_pass *pass, const dms_tensor *all, int layer)
 {
     const dms_tensor view = dms_layer_view(all, layer);
@@ -45,13 +45,16 @@ dms_var *dms_attend_soft(const dms_pass *pass, int layer, dms_var *const qkv[3],
     const dms_gate *gate = &pass->model->gate;
     if (!z)
         return NULL;
-    dms_noise_spec spec = c->noise;
-    spec.layer = layer;
-    dms_var *noise = c->injected ? given_logits(pass, c->injected, layer)
-                                 : dms_ad_gate_noise(pass->tape, z, &spec);
+    dms_tensor injected = {0};
+    dms_relaxed_gate relaxed = {.tau = gate->tau, .noise = c->noise};
+    relaxed.noise.layer = layer;
+    if (c->injected) {
+        injected = dms_layer_view(c->injected, layer);
+        relaxed.injected = &injected;
+    }
     const dms_tensor decisions = dms_layer_view(c->decisions, layer);
-    const dms_gate_spec relaxed = {&decisions, c->pressure, gate->tau};
-    return attend(pass, qkv, dms_ad_gate_soft(pass->tape, z, noise, &relaxed), gate->window);
+    const dms_gate_spec spec = {&decisions, c->pressure, relaxed};
+    return attend(pass, qkv, dms_ad_gate_soft(pass->tape, z, &spec), gate->window);
 }
 
 dms_var *dms_attend_hard(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)

@@ -10,31 +10,29 @@ static dms_var *optional(const dms_var *w)
 
 static dms_var *linear(const dms_pass *p, dms_var *x, const dms_var *w, const dms_var *bias)
 {
-    return dms_ad_linear(p->tape, x, (dms_var *)w, bias ? optional(bias) : NULL);
+    return dms_ad_linear(p->tape, x, (dms_var *)w, bias ? optional(bias) : NULL, NULL);
 }
 
-static dms_var *norm(const dms_pass *p, dms_var *x, const dms_var *w)
+/* The same on top of the residual stream. */
+static dms_var *linear_onto(const dms_pass *p, dms_var *stream, dms_var *x, const dms_var *w,
+                            const dms_var *bias)
 {
-    return dms_ad_rms_norm(p->tape, x, (dms_var *)w, p->model->config.norm_eps);
+    return dms_ad_linear(p->tape, x, (dms_var *)w, bias ? optional(bias) : NULL, stream);
+}
+
+/* y has the type of the weights that multiply it: products would round it anyway. */
+static dms_var *norm(const dms_pass *p, dms_var *x, const dms_var *w, dms_dtype dtype)
+{
+    return dms_ad_rms_norm(p->tape, x, (dms_var *)w, p->model->config.norm_eps, dtype);
 }
 
 /* z of the adapter gate, from the residual stream x before the layer's input norm. */
 static dms_var *adapter_logit(const dms_pass *p, dms_var *x, const dms_layer *l)
 {
     const dms_gate *gate = &p->model->gate;
-    const dms_logit_spec spec = {0, 1, gate->alpha_scale, gate->alpha_offset};
-    dms_var *y = linear(p, norm(p, x, &l->alpha_norm), &l->alpha, &l->alpha_bias);
-    return dms_ad_eviction_logit(p->tape, y, p->model->config.kv_heads, &spec);
-}
-
-/* z of the neuron gate: the last channel of each group's first query head, before RoPE. */
-static dms_var *neuron_logit(const dms_pass *p, dms_var *q)
-{
-    const dms_config *c = &p->model->config;
-    const dms_gate *gate = &p->model->gate;
-    const dms_logit_spec spec = {c->head_dim - 1, (int64_t)(c->heads / c->kv_heads) * c->head_dim,
-                                 gate->alpha_scale, gate->alpha_offset};
-    return dms_ad_eviction_logit(p->tape, q, c->kv_heads, &spec);
+    const dms_logit_spec spec = {gate->alpha_scale, gate->alpha_offset};
+    dms_var *y = linear(p, norm(p, x, &l->alpha_norm, DMS_F32), &l->alpha, &l->alpha_bias);
+    return dms_ad_eviction_logit(p->tape, y, &spec);
 }
 
 /* q with the borrowed rows' outputs in their place, where those rows are apart. */
@@ -47,43 +45,43 @@ static dms_var *put_rows(const dms_pass *p, dms_var *q, dms_var *h, const dms_la
                                (int64_t)(c->heads / c->kv_heads) * c->head_dim);
 }
 
-static dms_var *rope(const dms_pass *p, dms_var *x, bool borrowed)
+/* Heads of queries or keys, ready for attention. Where z is not NULL the last channel of each
+ * group's first head is the neuron gate's: *z becomes its logits. */
+static dms_var *rope(const dms_pass *p, dms_var *x, const dms_var *w, dms_var **z)
 {
     const dms_config *c = &p->model->config;
+    const dms_gate *gate = &p->model->gate;
     const dms_rope_spec spec = {.table = &p->model->rope_table,
                                 .ids = p->positions,
-                                .borrowed_every = borrowed ? c->heads / c->kv_heads : 0,
-                                .keep = p->keep};
-    return dms_ad_rope(p->tape, x, &spec);
+                                .borrowed_every = z ? c->heads / c->kv_heads : 0,
+                                .keep = p->keep,
+                                .eps = c->norm_eps,
+                                .logit = {gate->alpha_scale, gate->alpha_offset}};
+    return dms_ad_rope(p->tape, x, optional(w), &spec, z);
 }
 
+/* x + attention(norm(x)) */
 static dms_var *attention(const dms_pass *p, dms_var *x, const dms_layer *l, int layer)
 {
     const dms_gate_kind gate = p->gated ? p->model->gate.kind : DMS_GATE_NONE;
-    dms_var *h = norm(p, x, &l->input_norm);
+    const dms_dtype type = l->rows.value.rank ? l->rows.value.dtype : l->q.value.dtype;
+    dms_var *h = norm(p, x, &l->input_norm, type);
     dms_var *q = put_rows(p, linear(p, h, &l->q, &l->q_bias), h, l);
     dms_var *k = linear(p, h, &l->k, &l->k_bias);
     dms_var *v = linear(p, h, &l->v, &l->v_bias);
-    dms_var *z = NULL;
-    if (p->model->config.qk_norm) {
-        q = norm(p, q, &l->q_norm);
-        k = norm(p, k, &l->k_norm);
-    }
-    if (gate == DMS_GATE_NEURON)
-        z = neuron_logit(p, q);
-    if (gate == DMS_GATE_ADAPTER)
-        z = adapter_logit(p, x, l);
-    q = rope(p, q, gate == DMS_GATE_NEURON);
-    k = rope(p, k, false);
+    dms_var *z = gate == DMS_GATE_ADAPTER ? adapter_logit(p, x, l) : NULL;
+    q = rope(p, q, &l->q_norm, gate == DMS_GATE_NEURON ? &z : NULL);
+    k = rope(p, k, &l->k_norm, NULL);
     dms_var *o = p->attend(p, layer, (dms_var *[]){q, k, v}, z);
-    return linear(p, o, &l->o, &l->o_bias);
+    return linear_onto(p, x, o, &l->o, &l->o_bias);
 }
 
+/* x + mlp(norm(x)) */
 static dms_var *mlp(const dms_pass *p, dms_var *x, const dms_layer *l)
 {
-    dms_var *h = norm(p, x, &l->post_norm);
+    dms_var *h = norm(p, x, &l->post_norm, l->up.value.dtype);
     dms_var *gate = linear(p, h, &l->gate, NULL), *up = linear(p, h, &l->up, NULL);
-    return linear(p, dms_ad_swiglu(p->tape, gate, up), &l->down, NULL);
+    return linear_onto(p, x, dms_ad_swiglu(p->tape, gate, up, l->down.value.dtype), &l->down, NULL);
 }
 
 dms_var *dms_transformer_forward(const dms_pass *pass)
@@ -93,11 +91,11 @@ dms_var *dms_transformer_forward(const dms_pass *pass)
     for (int i = 0; i < m->config.layers; i++) {
         const dms_layer *l = &m->layers[i];
         dms_tape_segment_begin(pass->tape, pass->replay);
-        x = dms_ad_add(pass->tape, x, attention(pass, x, l, i));
-        x = dms_ad_add(pass->tape, x, mlp(pass, x, l));
+        x = attention(pass, x, l, i);
+        x = mlp(pass, x, l);
         x = dms_tape_segment_end(pass->tape, x);
     }
-    return norm(pass, x, &m->final_norm);
+    return norm(pass, x, &m->final_norm, DMS_F32);
 }
 
 int dms_transformer_nodes(const dms_model *model)

@@ -12,8 +12,8 @@ cd "$root"
 # The forms of hot kernels that training and decoding of a bf16 model launch: regular expression.
 hot='^(attention_kernel<(64|128), |keys_kernel<(64|128)>|queries_kernel<(64|128)>|delta_kernel<bf16>'
 hot+='|decode_kernel<bf16, |merge_kernel$|chunk_mma_kernel<|distill_kernel<bf16>|score_kernel$'
-hot+='|rms_norm_kernel<4, |rms_norm_bwd_kernel<4, |rope_kernel<4>|rope_bwd_kernel<4>|round_kernel<4>'
-hot+='|swiglu_kernel<4>|swiglu_bwd_kernel<4>|adamw_kernel<4>|square_kernel<4>|gemv_kernel<bf16, .*, 8>)'
+hot+='|rms_norm_kernel<4, |rms_norm_bwd_kernel<4, |rope_kernel<4, |rope_bwd_kernel<4, |round_kernel<4>'
+hot+='|swiglu_kernel<4>|swiglu_bwd_kernel<4>|adamw_kernel<4>|square_kernel<4>|gemv_kernel<(bf16|float), bf16, .*, 8>)'
 
 wanted=. into=
 while getopts hd: option; do

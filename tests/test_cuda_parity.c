@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/ops.h"
+#include "kernels/rng.h"
 #include "tests/rig.h"
 
 enum { MAX_RESULTS = 128 };
@@ -69,6 +70,9 @@ static dms_tensor upload_ids(rig *r, int64_t n, int32_t limit)
 /* Around the 4 elements of one access, the 1024 of a block, and many blocks. */
 static const int64_t sizes[] = {1, 3, 4, 5, 1023, 1024, 1025, 40009};
 
+/* Numbers that differ in f32 may fall on two sides of a rounding to bf16. */
+static const float one_bf16 = 0x1p-7f;
+
 static void run_pointwise(rig *r, results *out)
 {
     for (size_t s = 0; s < COUNT(sizes); s++)
@@ -76,14 +80,16 @@ static void run_pointwise(rig *r, results *out)
             const int64_t n = sizes[s];
             dms_tensor a = noise_at(r, n, 0), b = noise_at(r, n, shift), y = noise_at(r, n, shift);
             dms_tensor scaled = noise_at(r, n, shift), swiglu = noise_at(r, n, shift);
-            dms_tensor dgate = noise_at(r, n, 0), dup = noise_at(r, n, shift);
-            must(dms_add(&y, &a, &b));
+            dms_tensor dgate = noise_at(r, n, 0), dup = noise_at(r, n, shift), half = a;
+            half.dtype = DMS_BF16;
+            half = rig_empty(r, half);
             must(dms_axpy(&scaled, -0.3f, &a));
             must(dms_swiglu(&swiglu, &a, &b));
+            must(dms_swiglu(&half, &a, &b));
             must(dms_swiglu_bwd(&dgate, &dup, &y, &a, &b));
-            give_exact(out, "add", &y);
             give(out, "axpy", &scaled, 1e-6f, 1e-7f); /* one rounding more or less: FMA */
             give(out, "swiglu", &swiglu, 1e-6f, 0);
+            give(out, "swiglu in bf16", &half, one_bf16, 0);
             give(out, "dgate", &dgate, 1e-6f, 1e-6f);
             give(out, "dup", &dup, 1e-6f, 1e-6f);
         }
@@ -143,15 +149,49 @@ static void run_rope(rig *r, results *out)
         const int64_t cols = shapes[s].heads * shapes[s].width;
         const dms_tensor table = rig_noise(r, rig_shape(POSITIONS, shapes[s].width, 0, 0));
         const dms_tensor ids = upload_ids(r, shapes[s].rows, POSITIONS);
-        const dms_rope_spec spec = {&table, &ids, shapes[s].every, 0.4f};
+        const dms_rope_spec spec = {
+            .table = &table, .ids = &ids, .borrowed_every = shapes[s].every, .keep = 0.4f};
         dms_tensor x = rig_noise(r, rig_shape(1, shapes[s].rows, cols, 0)), y = rig_empty(r, x);
         dms_tensor dx = rig_noise(r, x);
-        must(dms_rope(&y, &x, &spec));
-        must(dms_rope_bwd(&dx, &x, &spec));
-        must(dms_rope(&x, &x, &spec));
+        must(dms_rope(&(dms_rope_out){.y = &y}, &x, &spec));
+        must(dms_rope_bwd(&(dms_rope_grads){.dy = &x, .dx = &dx}, &spec));
+        must(dms_rope(&(dms_rope_out){.y = &x}, &x, &spec));
         give(out, "y", &y, 1e-6f, 1e-6f);
         give(out, "dx", &dx, 1e-6f, 1e-6f);
         give(out, "y in place of x", &x, 1e-6f, 1e-6f);
+    }
+}
+
+/* With the norm and the logits of the gate's neurons. */
+static void run_heads(rig *r, results *out)
+{
+    static const struct {
+        int64_t tokens, heads, width;
+        int every;
+    } shapes[] = {{1, 1, 2, 1},    {7, 3, 6, 3},   {3, 9, 64, 3},  {5, 4, 96, 1},
+                  {2, 17, 128, 5}, {2, 3, 264, 3}, {521, 1, 12, 1}};
+    enum { POSITIONS = 11 };
+    for (size_t s = 0; s < COUNT(shapes); s++) {
+        const int64_t heads = shapes[s].heads, width = shapes[s].width, T = shapes[s].tokens;
+        const int64_t G = (heads + shapes[s].every - 1) / shapes[s].every;
+        const dms_tensor table = rig_noise(r, rig_shape(POSITIONS, width, 0, 0));
+        const dms_tensor ids = upload_ids(r, 2 * T, POSITIONS);
+        dms_tensor x = rig_noise(r, rig_shape(2, T, heads * width, 0)), y = rig_empty(r, x);
+        dms_tensor z = rig_noise(r, rig_shape(2, G, T, 0)), dz = rig_noise(r, z);
+        dms_tensor rstd = rig_empty(r, rig_shape(2 * T * heads, 0, 0, 0));
+        dms_tensor w = rig_noise(r, rig_shape(width, 0, 0, 0)), dw = rig_noise(r, w);
+        dms_tensor dy = rig_noise(r, x), dx = rig_noise(r, x), plain = rig_noise(r, x);
+        dms_rope_spec spec = {&table, &ids, shapes[s].every, 0.4f, &w, 1e-5f, {4.0f, 5.0f}};
+        must(dms_rope(&(dms_rope_out){&y, &rstd, &z}, &x, &spec));
+        must(dms_rope_bwd(&(dms_rope_grads){&dy, &dz, &x, &rstd, &dx, &dw}, &spec));
+        spec.norm = NULL;
+        must(dms_rope_bwd(&(dms_rope_grads){.dy = &dy, .dz = &dz, .dx = &plain}, &spec));
+        give(out, "y", &y, 1e-6f, 2e-6f);
+        give(out, "rstd", &rstd, 1e-6f, 0);
+        give(out, "z", &z, 1e-6f, 1e-5f);
+        give(out, "dx", &dx, 2e-6f, 1e-5f);
+        give(out, "dw", &dw, 2e-6f, 2e-5f); /* sums of up to 1042 heads, of terms up to 8 */
+        give(out, "dx without norm", &plain, 1e-6f, 1e-6f);
     }
 }
 
@@ -168,11 +208,16 @@ static void run_norm(rig *r, results *out)
         dms_tensor rstd = rig_empty(r, rig_shape(shapes[s][0], 0, 0, 0)), y = rig_empty(r, x);
         dms_tensor dy = rig_noise(r, x), dx = rig_noise(r, x), only_dx = rig_noise(r, x);
         dms_tensor only_dw = rig_noise(r, w);
+        dms_tensor half = x;
+        half.dtype = DMS_BF16;
+        half = rig_empty(r, half);
+        must(dms_rms_norm(&half, &rstd, &x, &w, 1e-5f));
         must(dms_rms_norm(&y, &rstd, &x, &w, 1e-5f));
         must(dms_rms_norm_bwd(&dx, &dw, &dy, &x, &w, &rstd));
         must(dms_rms_norm_bwd(&only_dx, NULL, &dy, &x, &w, &rstd));
         must(dms_rms_norm_bwd(NULL, &only_dw, &dy, &x, &w, &rstd));
         give(out, "y", &y, 1e-6f, 0);
+        give(out, "y in bf16", &half, one_bf16, 0);
         give(out, "rstd", &rstd, 1e-6f, 0);
         give(out, "dx", &dx, 1e-6f, 2e-6f);
         give(out, "dx alone", &only_dx, 1e-6f, 2e-6f);
@@ -189,25 +234,30 @@ static void run_gate(rig *r, results *out)
 {
     for (size_t s = 0; s < COUNT(gates); s++) {
         const int64_t B = gates[s][0], G = gates[s][1], T = gates[s][2];
-        const dms_logit_spec spec = {3, 8, 100.0f, 5.0f};
-        dms_tensor y = rig_noise(r, rig_shape(B, T, G * 8, 0)), dy = rig_noise(r, y);
+        const dms_logit_spec spec = {100.0f, 5.0f};
+        dms_tensor y = rig_noise(r, rig_shape(B, T, G, 0)), dy = rig_noise(r, y);
         dms_tensor z = rig_noise(r, rig_shape(B, G, T, 0)), logit = rig_empty(r, z);
         dms_tensor bias = rig_empty(r, z), d = rig_empty(r, z), n = rig_noise(r, z);
-        dms_tensor hard_bias = rig_empty(r, z), hard = rig_empty(r, z), noise = rig_empty(r, z);
+        dms_tensor hard_bias = rig_empty(r, z), hard = rig_empty(r, z), drawn = rig_empty(r, z);
+        dms_tensor d_drawn = rig_empty(r, z), dz_drawn = rig_noise(r, z);
         dms_tensor dbias = rig_noise(r, z), dz = rig_noise(r, z);
         dms_tensor pressure = rig_noise(r, rig_shape(B, 0, 0, 0));
         must(dms_eviction_logit(&logit, &y, &spec));
         must(dms_eviction_logit_bwd(&dy, &z, &spec));
-        must(dms_gate_noise(&noise, &(dms_noise_spec){0x123456789abcdef0u, 7, 40, 5}));
-        must(dms_gate_soft(&bias, &d, &z, &n, 0.1f));
-        must(dms_gate_soft_bwd(&dz, &dbias, &pressure, &z, &n, 0.1f));
+        const dms_relaxed_gate gate = {.tau = 0.1f, .injected = &n};
+        const dms_relaxed_gate drawing = {1.0f, NULL, {0x123456789abcdef0u, 7, 40, 5}};
+        must(dms_gate_soft(&bias, &d, &z, &gate));
+        must(dms_gate_soft_bwd(&dz, &dbias, &pressure, &z, &gate));
+        must(dms_gate_soft(&drawn, &d_drawn, &z, &drawing));
+        must(dms_gate_soft_bwd(&dz_drawn, &dbias, &pressure, &z, &drawing));
         must(dms_gate_hard(&hard_bias, &hard, &z));
         give(out, "logit", &logit, 1e-6f, 1e-5f); /* of terms up to 100 */
         give(out, "dy", &dy, 1e-6f, 1e-5f);
-        give(out, "noise", &noise, 1e-6f, 1e-6f);
         give(out, "bias", &bias, 1e-6f, 1e-30f);
         give_exact(out, "d", &d);
-        give(out, "dz", &dz, 1e-6f, 2e-6f); /* of terms up to 10 */
+        give(out, "dz", &dz, 1e-6f, 2e-6f);                     /* of terms up to 10 */
+        give(out, "bias of drawn noise", &drawn, 1e-6f, 1e-6f); /* u = z + n, slope below 1 */
+        give(out, "dz of drawn noise", &dz_drawn, 1e-6f, 2e-6f);
         give_exact(out, "hard bias", &hard_bias);
         give_exact(out, "hard d", &hard);
     }
@@ -296,9 +346,11 @@ static const struct {
     const char *name;
     void (*run)(rig *r, results *out);
 } families[] = {
-    {"pointwise", run_pointwise}, {"cast", run_cast},   {"embedding", run_embedding},
-    {"rope", run_rope},           {"norm", run_norm},   {"gate", run_gate},
-    {"channels", run_channels},   {"adamw", run_adamw}, {"compression", run_compression},
+    {"pointwise", run_pointwise}, {"cast", run_cast},
+    {"embedding", run_embedding}, {"rope", run_rope},
+    {"heads", run_heads},         {"norm", run_norm},
+    {"gate", run_gate},           {"channels", run_channels},
+    {"adamw", run_adamw},         {"compression", run_compression},
 };
 
 static void compare(const char *family, const result *got, const result *want)
@@ -336,16 +388,39 @@ ParameterizedTest(int *which, cuda_parity, every_op_gives_what_it_gives_on_the_c
     rig_close(&cpu);
 }
 
-/* Logits within +-2 of 0, drawn on either device alike, then noise and decisions. */
-static void decide(rig *r, dms_tensor out[4], int64_t step)
+enum { LOGITS, RAMP, MIRRORED, BIAS, DECISIONS, GIVEN }; /* outputs of decide() */
+static const int64_t decided[3] = {3, 5, 701};
+
+static dms_noise_spec noise_of(int64_t step)
 {
-    const dms_noise_spec spec = {0xfeedfacecafebeefu, step, 3, 11};
-    out[0] = rig_noise(r, rig_shape(3, 5, 701, 0));
-    for (int i = 1; i < 4; i++)
-        out[i] = rig_empty(r, out[0]);
-    must(dms_axpy(&out[0], 1.0f, &out[0]));
-    must(dms_gate_noise(&out[1], &spec));
-    must(dms_gate_soft(&out[2], &out[3], &out[0], &out[1], 0.1f));
+    return (dms_noise_spec){0xfeedfacecafebeefu, step, 3, 11};
+}
+
+/* Logits within +-2 of 0, drawn on either device alike, then bias and decisions. At a tau of
+ * +-2^-40 and logits of 0, softplus is a ramp and the bias is the noise, to the bit: where that is
+ * above 0 and where it is below. */
+static void decide(rig *r, dms_tensor out[GIVEN], int64_t step)
+{
+    dms_relaxed_gate gate = {.noise = noise_of(step)};
+    out[LOGITS] = rig_noise(r, rig_shape(decided[0], decided[1], decided[2], 0));
+    for (int i = RAMP; i < GIVEN; i++)
+        out[i] = rig_empty(r, out[LOGITS]);
+    dms_tensor nil = rig_zero(r, out[LOGITS]);
+    must(dms_axpy(&out[LOGITS], 1.0f, &out[LOGITS]));
+    gate.tau = 0x1p-40f;
+    must(dms_gate_soft(&out[RAMP], &out[DECISIONS], &nil, &gate));
+    gate.tau = -0x1p-40f;
+    must(dms_gate_soft(&out[MIRRORED], &out[DECISIONS], &nil, &gate));
+    gate.tau = 0.1f;
+    must(dms_gate_soft(&out[BIAS], &out[DECISIONS], &out[LOGITS], &gate));
+}
+
+static float noise_at_place(int64_t i, const dms_noise_spec *spec)
+{
+    const int64_t row = i / decided[2], b = row / decided[1], g = row % decided[1];
+    return dms_logistic(dms_philox(spec->seed, (uint32_t)spec->step, (uint32_t)(spec->sequence + b),
+                                   (uint32_t)(spec->layer * decided[1] + g),
+                                   (uint32_t)(i % decided[2])));
 }
 
 /* The emulation has the CPU's logarithm: noise, bias and decisions have its bits. A GPU has its
@@ -355,22 +430,23 @@ Test(cuda_parity, noise_and_decisions_are_those_of_the_cpu)
     rig backend = open_backend(), cpu = rig_open(DMS_CPU);
     const bool emulated = backend.dev->kind == DMS_CUDA_EMU;
     for (int64_t step = 0; step < 4; step++) {
-        dms_tensor left[4], right[4];
-        float *got[4], *want[4];
+        const dms_noise_spec spec = noise_of(step);
+        dms_tensor left[GIVEN], right[GIVEN];
+        float *got[GIVEN], *want[GIVEN];
         decide(&backend, left, step);
         decide(&cpu, right, step);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < GIVEN; i++) {
             got[i] = rig_read(&left[i]);
             want[i] = rig_read(&right[i]);
             if (emulated)
                 cr_assert(!memcmp(got[i], want[i], dms_tensor_bytes(&right[i])), "output %d", i);
         }
-        for (int64_t i = 0; i < dms_count(&right[0]); i++) {
-            const float u = (want[0][i] + want[1][i]) / 0.1f;
-            cr_assert(fabsf(u) <= 1e-3f || got[3][i] == want[3][i], "decision %lld, u = %g",
-                      (long long)i, (double)u);
+        for (int64_t i = 0; i < dms_count(&right[LOGITS]); i++) {
+            const float u = (want[LOGITS][i] + noise_at_place(i, &spec)) / 0.1f;
+            cr_assert(fabsf(u) <= 1e-3f || got[DECISIONS][i] == want[DECISIONS][i],
+                      "decision %lld, u = %g", (long long)i, (double)u);
         }
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < GIVEN; i++) {
             free(got[i]);
             free(want[i]);
         }
@@ -394,7 +470,8 @@ Test(cuda_parity, ids_outside_a_table_give_nan_and_no_gradient)
             ids = rig_upload(&r, ids, (int32_t[]){bad[i], 4});
             must(dms_embedding(&y, &ids, &w));
             must(dms_embedding_bwd(&dw, &dy, &ids));
-            must(dms_rope(&turned, &dy, &(dms_rope_spec){&w, &ids, 0, 1.0f}));
+            must(dms_rope(&(dms_rope_out){.y = &turned}, &dy,
+                          &(dms_rope_spec){.table = &w, .ids = &ids, .keep = 1.0f}));
             float *rows = rig_read(&y), *table = rig_read(&w), *grad = rig_read(&dw);
             float *up = rig_read(&dy), *out = rig_read(&turned);
             for (int64_t c = 0; c < dim; c++) {

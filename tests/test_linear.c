@@ -21,8 +21,11 @@ static const size3 sizes[] = {
     {129, 33, 4}, {255, 65, 127}, {257, 1, 64}, {257, 576, 33}, {300, 601, 17}};
 
 typedef struct {
-    dms_tensor x, w, bias, y, dy, dx, dw, dbias;
+    dms_tensor x, w, bias, residual, y, dy, dx, dw, dbias;
 } layer;
+
+/* Parts of a forward pass; IN_PLACE: y holds the residual. */
+enum { BIAS = 1, RESIDUAL = 2, IN_PLACE = 4 };
 
 static dms_tensor weight_shape(int64_t outputs, int64_t inputs, dms_dtype dtype)
 {
@@ -37,6 +40,7 @@ static layer make_layer(rig *r, size3 s, dms_dtype dtype)
     return (layer){.x = rig_noise(r, rig_shape(s.rows, s.inputs, 0, 0)),
                    .w = rig_noise(r, weight_shape(s.outputs, s.inputs, dtype)),
                    .bias = rig_noise(r, rig_shape(s.outputs, 0, 0, 0)),
+                   .residual = rig_noise(r, rig_shape(s.rows, s.outputs, 0, 0)),
                    .y = rig_noise(r, rig_shape(s.rows, s.outputs, 0, 0)),
                    .dy = rig_noise(r, rig_shape(s.rows, s.outputs, 0, 0)),
                    .dx = rig_noise(r, rig_shape(s.rows, s.inputs, 0, 0)),
@@ -57,16 +61,20 @@ static float *operand(const dms_tensor *t, dms_dtype dtype)
  * root of the number of terms (at most 601), times their size. */
 static const float relative = 1e-5f, absolute = 2e-5f;
 
-static void check_forward(const layer *l, bool with_bias)
+static void check_forward(const layer *l, unsigned parts)
 {
     const int64_t rows = l->x.shape[0], inputs = l->x.shape[1], outputs = l->w.shape[0];
     dms_tensor y = l->y;
-    must(dms_linear(&y, &l->x, &l->w, with_bias ? &l->bias : NULL));
+    const dms_tensor *residual = parts & IN_PLACE ? &y : parts & RESIDUAL ? &l->residual : NULL;
+    if (parts & IN_PLACE)
+        must(dms_cast(&y, &l->residual));
+    must(dms_linear(&y, &l->x, &l->w, parts & BIAS ? &l->bias : NULL, residual));
     float *x = operand(&l->x, l->w.dtype), *w = rig_read(&l->w), *bias = rig_read(&l->bias);
-    float *want = malloc(dms_tensor_bytes(&y));
+    float *below = rig_read(&l->residual), *want = malloc(dms_tensor_bytes(&y));
     for (int64_t n = 0; n < rows; n++)
         for (int64_t m = 0; m < outputs; m++) {
-            double sum = with_bias ? (double)bias[m] : 0;
+            double sum = parts & BIAS ? (double)bias[m] : 0;
+            sum += residual ? (double)below[n * outputs + m] : 0;
             for (int64_t k = 0; k < inputs; k++)
                 sum += (double)x[n * inputs + k] * (double)w[m * inputs + k];
             want[n * outputs + m] = (float)sum;
@@ -75,6 +83,7 @@ static void check_forward(const layer *l, bool with_bias)
     free(x);
     free(w);
     free(bias);
+    free(below);
     free(want);
 }
 
@@ -121,7 +130,10 @@ static void check_all(rig *r, dms_dtype dtype)
     for (size_t i = 0; i < COUNT(sizes); i++) {
         const size_t mark = r->arena.used;
         const layer l = make_layer(r, sizes[i], dtype);
-        check_forward(&l, i % 2);
+        const unsigned bias = i % 2 ? BIAS : 0;
+        check_forward(&l, bias);
+        check_forward(&l, bias | RESIDUAL);
+        check_forward(&l, (bias ^ BIAS) | RESIDUAL | IN_PLACE);
         check_backward(&l);
         r->arena.used = mark;
     }
@@ -156,6 +168,58 @@ Test(linear, multiplies_bf16_weights_on_a_processor_without_bf16)
     rig r = rig_open(DMS_CPU);
     r.dev->has_bf16 = false;
     check_all(&r, DMS_BF16);
+    rig_close(&r);
+}
+
+/* All that a layer computes of x, one after the other. */
+static float *run_with(rig *r, const layer *l, const dms_tensor *x, size_t *bytes)
+{
+    dms_tensor y = rig_zero(r, l->y), dx = rig_zero(r, l->dx), dw = rig_zero(r, l->dw);
+    must(dms_linear(&y, x, &l->w, &l->bias, &l->residual));
+    must(dms_linear_bwd(&(dms_linear_grads){&dx, &dw, NULL}, &l->dy, x, &l->w));
+    const dms_tensor *outputs[] = {&y, &dx, &dw};
+    float *all = malloc(dms_tensor_bytes(&y) + dms_tensor_bytes(&dx) + dms_tensor_bytes(&dw));
+    *bytes = 0;
+    for (size_t i = 0; i < COUNT(outputs); i++) {
+        const size_t more = dms_tensor_bytes(outputs[i]);
+        must(r->dev->download(r->dev, (char *)all + *bytes, outputs[i]->data, more));
+        *bytes += more;
+    }
+    return all;
+}
+
+static void check_bf16_activations(rig *r)
+{
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const size_t mark = r->arena.used;
+        size_t bytes = 0, again = 0;
+        const layer l = make_layer(r, sizes[i], DMS_BF16);
+        dms_tensor half = l.x;
+        half.dtype = DMS_BF16;
+        half = rig_empty(r, half);
+        must(dms_cast(&half, &l.x));
+        float *wide = run_with(r, &l, &l.x, &bytes), *narrow = run_with(r, &l, &half, &again);
+        cr_assert(bytes == again && !memcmp(wide, narrow, bytes), "shape %zu", i);
+        free(wide);
+        free(narrow);
+        r->arena.used = mark;
+    }
+}
+
+ParameterizedTestParameters(linear, takes_bf16_activations_as_it_takes_those_it_rounds)
+{
+    return rig_devices();
+}
+
+/* To the bit: x rounded by the caller, and x rounded by the layer. */
+ParameterizedTest(dms_device_kind *kind, linear, takes_bf16_activations_as_it_takes_those_it_rounds)
+{
+    rig r = rig_open(*kind);
+    check_bf16_activations(&r);
+    if (*kind == DMS_CPU) {
+        r.dev->has_bf16 = false;
+        check_bf16_activations(&r);
+    }
     rig_close(&r);
 }
 
@@ -196,8 +260,8 @@ ParameterizedTest(dms_device_kind *kind, linear, accepts_no_rows)
     rig r = rig_open(*kind);
     layer l = make_layer(&r, (size3){1, 3, 5}, DMS_F32);
     float *before = rig_read(&l.dw);
-    l.x.shape[0] = l.y.shape[0] = l.dy.shape[0] = l.dx.shape[0] = 0;
-    must(dms_linear(&l.y, &l.x, &l.w, &l.bias));
+    l.x.shape[0] = l.y.shape[0] = l.dy.shape[0] = l.dx.shape[0] = l.residual.shape[0] = 0;
+    must(dms_linear(&l.y, &l.x, &l.w, &l.bias, &l.residual));
     must(dms_linear_bwd(&(dms_linear_grads){&l.dx, &l.dw, &l.dbias}, &l.dy, &l.x, &l.w));
     rig_expect("dw", &l.dw, before, 0, 0);
     free(before);
@@ -228,13 +292,15 @@ ParameterizedTest(dms_device_kind *kind, linear, takes_tensors_at_any_address)
     static const size3 shapes[] = {{3, 8, 64}, {33, 8, 64}};
     for (size_t i = 0; i < 2 * COUNT(shapes); i++) {
         const dms_dtype dtype = i % 2 ? DMS_BF16 : DMS_F32;
-        for (unsigned which = 0; which < 9; which++) {
+        for (unsigned which = 0; which < 10; which++) {
             layer l = make_layer(&r, shapes[i / 2], dtype);
-            dms_tensor *const all[] = {&l.x, &l.w, &l.bias, &l.y, &l.dy, &l.dx, &l.dw, &l.dbias};
+            dms_tensor *const all[] = {&l.x,  &l.w,  &l.bias, &l.residual, &l.y,
+                                       &l.dy, &l.dx, &l.dw,   &l.dbias};
             for (size_t t = 0; t < COUNT(all); t++)
                 if (which == t || which == COUNT(all))
                     *all[t] = moved(&r, *all[t]);
-            check_forward(&l, true);
+            check_forward(&l, BIAS);
+            check_forward(&l, BIAS | RESIDUAL);
             check_backward(&l);
         }
     }
@@ -254,8 +320,8 @@ ParameterizedTest(dms_device_kind *kind, linear, multiplies_more_shapes_than_are
     for (int i = 0; i < (*kind == DMS_CPU ? 40 : 1200); i++) {
         const size_t mark = r.arena.used;
         const layer l = make_layer(&r, (size3){9 + i % 40, 1 + i / 40, 3}, DMS_F32);
-        check_forward(&l, i % 3);
-        check_forward(&first, false);
+        check_forward(&l, i % 3 ? BIAS : 0);
+        check_forward(&first, 0);
         r.arena.used = mark;
     }
     rig_close(&r);
@@ -295,11 +361,11 @@ ParameterizedTest(dms_device_kind *kind, linear, decodes_a_row_the_same_whatever
     const float rtol = *kind == DMS_CPU ? relative : 0, atol = *kind == DMS_CPU ? absolute : 0;
     for (int64_t inputs = 575; inputs <= 576; inputs++) {
         layer l = make_layer(&r, (size3){8, 19, inputs}, DMS_BF16), some = l;
-        must(dms_linear(&l.y, &l.x, &l.w, &l.bias));
+        must(dms_linear(&l.y, &l.x, &l.w, &l.bias, NULL));
         float *all = rig_read(&l.y);
         for (int64_t rows = 1; rows < 8; rows++) {
             some.x.shape[0] = some.y.shape[0] = rows;
-            must(dms_linear(&some.y, &some.x, &some.w, &some.bias));
+            must(dms_linear(&some.y, &some.x, &some.w, &some.bias, NULL));
             rig_expect("y", &some.y, all, rtol, atol);
         }
         free(all);
@@ -307,9 +373,9 @@ ParameterizedTest(dms_device_kind *kind, linear, decodes_a_row_the_same_whatever
     rig_close(&r);
 }
 
-static dms_var *with_bias(dms_tape *tape, dms_var **in)
+static dms_var *with_all(dms_tape *tape, dms_var **in)
 {
-    return dms_ad_linear(tape, in[0], in[1], in[2]);
+    return dms_ad_linear(tape, in[0], in[1], in[2], in[3]);
 }
 
 ParameterizedTestParameters(linear, has_the_gradient_of_finite_differences)
@@ -326,7 +392,8 @@ ParameterizedTest(dms_device_kind *kind, linear, has_the_gradient_of_finite_diff
     for (size_t i = 0; i < COUNT(rows); i++) {
         dms_var x = rig_var(&r, rig_shape(rows[i], 5, 0, 0));
         dms_var w = rig_var(&r, rig_shape(7, 5, 0, 0)), b = rig_var(&r, rig_shape(7, 0, 0, 0));
-        rig_expect_gradient(&r, with_bias, (dms_var *[]){&x, &w, &b}, 3, 0.25f, 1e-4f);
+        dms_var residual = rig_var(&r, rig_shape(rows[i], 7, 0, 0));
+        rig_expect_gradient(&r, with_all, (dms_var *[]){&x, &w, &b, &residual}, 4, 0.25f, 1e-4f);
     }
     rig_close(&r);
 }
@@ -336,7 +403,7 @@ static float *run_with_threads(int threads, size3 s, dms_dtype dtype, size_t *by
 {
     rig r = rig_open_threads(DMS_CPU, threads);
     layer l = make_layer(&r, s, dtype);
-    must(dms_linear(&l.y, &l.x, &l.w, &l.bias));
+    must(dms_linear(&l.y, &l.x, &l.w, &l.bias, &l.residual));
     must(dms_linear_bwd(&(dms_linear_grads){&l.dx, &l.dw, &l.dbias}, &l.dy, &l.x, &l.w));
     const dms_tensor *outputs[] = {&l.y, &l.dx, &l.dw, &l.dbias};
     char *all = NULL;
@@ -374,8 +441,8 @@ static void check_upload(rig *r)
     layer l = make_layer(r, (size3){40, 65, 33}, DMS_BF16);
     l.w.frozen = true;
     for (int round = 0; round < 2; round++) {
-        check_forward(&l, true);
-        check_forward(&l, false);
+        check_forward(&l, BIAS);
+        check_forward(&l, 0);
         check_backward(&l);
         const dms_tensor other = rig_noise(r, l.w);
         uint16_t *host = malloc(dms_tensor_bytes(&l.w));
@@ -383,7 +450,7 @@ static void check_upload(rig *r)
         must(r->dev->upload(r->dev, l.w.data, host, dms_tensor_bytes(&l.w)));
         free(host);
     }
-    check_forward(&l, false);
+    check_forward(&l, 0);
 }
 
 ParameterizedTestParameters(linear, notices_that_a_frozen_weight_was_uploaded_again)
@@ -411,14 +478,22 @@ ParameterizedTest(dms_device_kind *kind, linear, names_the_argument_of_the_wrong
 {
     rig r = rig_open(*kind);
     layer l = make_layer(&r, (size3){4, 3, 5}, DMS_F32);
-    dms_tensor w = l.w, y = l.y, dw = l.dw;
+    dms_tensor w = l.w, y = l.y, dw = l.dw, x = l.x, residual = l.residual;
     w.shape[1] = 6;
-    cr_expect(dms_linear(&l.y, &l.x, &w, NULL) == DMS_ERR_SHAPE);
+    cr_expect(dms_linear(&l.y, &l.x, &w, NULL, NULL) == DMS_ERR_SHAPE);
     cr_expect(strstr(dms_error_text(), "w is [3, 6] f32, expected [3, 5] f32"), "%s",
               dms_error_text());
     y.shape[0] = 5;
-    cr_expect(dms_linear(&y, &l.x, &l.w, NULL) == DMS_ERR_SHAPE);
+    cr_expect(dms_linear(&y, &l.x, &l.w, NULL, NULL) == DMS_ERR_SHAPE);
     cr_expect(strstr(dms_error_text(), "y is [5, 3] f32, expected [4, 3] f32"), "%s",
+              dms_error_text());
+    residual.shape[1] = 2;
+    cr_expect(dms_linear(&l.y, &l.x, &l.w, NULL, &residual) == DMS_ERR_SHAPE);
+    cr_expect(strstr(dms_error_text(), "residual is [4, 2] f32, expected [4, 3] f32"), "%s",
+              dms_error_text());
+    x.dtype = DMS_BF16;
+    cr_expect(dms_linear(&l.y, &x, &l.w, NULL, NULL) == DMS_ERR_DTYPE);
+    cr_expect(strstr(dms_error_text(), "x is bf16, expected f32 where w is f32"), "%s",
               dms_error_text());
     dw.dtype = DMS_BF16;
     cr_expect(dms_linear_bwd(&(dms_linear_grads){NULL, &dw, NULL}, &l.dy, &l.x, &l.w) ==

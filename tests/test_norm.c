@@ -144,9 +144,38 @@ ParameterizedTest(dms_device_kind *kind, norm, refuses_rows_whose_sum_no_block_h
     rig_close(&r);
 }
 
+ParameterizedTestParameters(norm, rounds_what_it_computes_to_bf16)
+{
+    return rig_devices();
+}
+
+/* To the bit, as if its f32 were cast; rstd is the same. */
+ParameterizedTest(dms_device_kind *kind, norm, rounds_what_it_computes_to_bf16)
+{
+    rig r = rig_open(*kind);
+    for (size_t s = 0; s < COUNT(shapes); s++) {
+        dms_tensor x = rig_noise(&r, rig_shape(shapes[s].rows, shapes[s].dim, 0, 0)), half = x;
+        dms_tensor w = rig_noise(&r, rig_shape(shapes[s].dim, 0, 0, 0)), y = rig_empty(&r, x);
+        dms_tensor rstd = rig_empty(&r, rig_shape(shapes[s].rows, 0, 0, 0)), same = rstd;
+        half.dtype = DMS_BF16;
+        dms_tensor cast = rig_empty(&r, half);
+        half = rig_empty(&r, half);
+        same = rig_empty(&r, same);
+        must(dms_rms_norm(&y, &rstd, &x, &w, eps));
+        must(dms_cast(&cast, &y));
+        must(dms_rms_norm(&half, &same, &x, &w, eps));
+        float *want = rig_read(&cast), *scale = rig_read(&rstd);
+        rig_expect("y", &half, want, 0, 0);
+        rig_expect("rstd", &same, scale, 0, 0);
+        free(want);
+        free(scale);
+    }
+    rig_close(&r);
+}
+
 static dms_var *norm(dms_tape *tape, dms_var **in)
 {
-    return dms_ad_rms_norm(tape, in[0], in[1], eps);
+    return dms_ad_rms_norm(tape, in[0], in[1], eps, DMS_F32);
 }
 
 /* The second shape is that of a query norm: several heads of 3 channels in a row. */
@@ -201,6 +230,11 @@ Test(norm, names_the_tensor_that_does_not_fit)
     narrow = rig_noise(&r, narrow);
     cr_assert(dms_rms_norm(&y, &rstd, &x, &narrow, eps) == DMS_ERR_SHAPE);
     cr_assert(strstr(dms_error_text(), "rstd is [2] f32, expected [4] f32"), "%s",
+              dms_error_text());
+    rstd = rig_empty(&r, rig_shape(4, 0, 0, 0));
+    y.dtype = DMS_I32;
+    cr_assert(dms_rms_norm(&y, &rstd, &x, &narrow, eps) == DMS_ERR_DTYPE);
+    cr_assert(strstr(dms_error_text(), "y is [2, 8] i32, expected [2, 8] f32"), "%s",
               dms_error_text());
     w.dtype = DMS_BF16;
     cr_assert(dms_rms_norm(&y, &rstd, &x, &w, eps) == DMS_ERR_DTYPE);

@@ -1,4 +1,4 @@
-/* Element by element ops, the embedding and RoPE against their definitions in double. */
+/* Element by element ops and the embedding against their definitions in double. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,36 +23,27 @@ static void expect_text(dms_status got, dms_status want, const char *text)
     cr_assert(strstr(dms_error_message(), text), "%s", dms_error_message());
 }
 
-/* ---- add, axpy, cast --------------------------------------------------------------------- */
+/* ---- axpy, cast --------------------------------------------------------------------- */
 
-ParameterizedTestParameters(pointwise, add_and_axpy_follow_their_definitions)
+ParameterizedTestParameters(pointwise, axpy_follows_its_definition)
 {
     return rig_devices();
 }
 
-ParameterizedTest(dms_device_kind *kind, pointwise, add_and_axpy_follow_their_definitions)
+ParameterizedTest(dms_device_kind *kind, pointwise, axpy_follows_its_definition)
 {
     rig r = rig_open(*kind);
     for (size_t s = 0; s < COUNT(sizes); s++) {
         const int64_t n = sizes[s];
         dms_tensor a = rig_noise(&r, rig_shape(n, 0, 0, 0)), b = rig_noise(&r, a);
-        dms_tensor y = rig_empty(&r, a);
         float *ha = rig_read(&a), *hb = rig_read(&b);
-        float *sum = malloc((size_t)n * sizeof(float)), *scaled = malloc((size_t)n * sizeof(float));
-        for (int64_t i = 0; i < n; i++) {
-            sum[i] = ha[i] + hb[i];
+        float *scaled = malloc((size_t)n * sizeof(float));
+        for (int64_t i = 0; i < n; i++)
             scaled[i] = (float)((double)hb[i] - 0.3 * (double)ha[i]);
-        }
-        must(dms_add(&y, &a, &b));
-        rig_expect("a + b", &y, sum, 0, 0);
-        must(dms_add(&a, &a, &b));
-        rig_expect("a + b in place", &a, sum, 0, 0);
-        a = rig_upload(&r, a, ha);
         must(dms_axpy(&b, -0.3f, &a));
         rig_expect("b - 0.3a", &b, scaled, 1e-6f, 1e-7f);
         free(ha);
         free(hb);
-        free(sum);
         free(scaled);
     }
     rig_close(&r);
@@ -140,6 +131,21 @@ static dms_tensor wide_noise(rig *r, int64_t n, float width)
     return t;
 }
 
+/* Into bf16: to the bit as if its f32 were cast. */
+static void expect_rounded(rig *r, const dms_tensor *y, const dms_tensor *gate,
+                           const dms_tensor *up)
+{
+    dms_tensor half = *y;
+    half.dtype = DMS_BF16;
+    dms_tensor cast = rig_empty(r, half);
+    half = rig_empty(r, half);
+    must(dms_cast(&cast, y));
+    must(dms_swiglu(&half, gate, up));
+    float *want = rig_read(&cast);
+    rig_expect("y in bf16", &half, want, 0, 0);
+    free(want);
+}
+
 ParameterizedTestParameters(pointwise, swiglu_and_its_gradient_follow_their_definitions)
 {
     return rig_devices();
@@ -167,6 +173,7 @@ ParameterizedTest(dms_device_kind *kind, pointwise,
         must(dms_swiglu(&y, &gate, &up));
         must(dms_swiglu_bwd(&dgate, &dup, &dy, &gate, &up));
         rig_expect("y", &y, want, 2e-6f, 1e-30f);
+        expect_rounded(&r, &y, &gate, &up);
         rig_expect("dgate", &dgate, dg, 2e-6f, 1e-6f);
         rig_expect("dup", &dup, du, 2e-6f, 1e-6f);
         must(dms_swiglu_bwd(NULL, NULL, &dy, &gate, &up));
@@ -181,23 +188,16 @@ ParameterizedTest(dms_device_kind *kind, pointwise,
     rig_close(&r);
 }
 
-static dms_var *sum(dms_tape *tape, dms_var **in)
-{
-    return dms_ad_add(tape, in[0], dms_ad_add(tape, in[1], in[0]));
-}
-
 static dms_var *swiglu(dms_tape *tape, dms_var **in)
 {
-    return dms_ad_swiglu(tape, in[0], in[1]);
+    return dms_ad_swiglu(tape, in[0], in[1], DMS_F32);
 }
 
 Test(pointwise, gradients_agree_with_finite_differences)
 {
     rig r = rig_open(rig_device());
-    dms_var a = rig_var(&r, rig_shape(3, 7, 0, 0)), b = rig_var(&r, a.value);
-    dms_var c = rig_var(&r, a.value), d = rig_var(&r, a.value);
-    rig_expect_gradient(&r, sum, (dms_var *[]){&a, &b}, 2, 1e-2f, 1e-3f);
-    rig_expect_gradient(&r, swiglu, (dms_var *[]){&c, &d}, 2, 1e-2f, 1e-3f);
+    dms_var gate = rig_var(&r, rig_shape(3, 7, 0, 0)), up = rig_var(&r, gate.value);
+    rig_expect_gradient(&r, swiglu, (dms_var *[]){&gate, &up}, 2, 1e-2f, 1e-3f);
     rig_close(&r);
 }
 
@@ -275,171 +275,31 @@ Test(pointwise, tokens_outside_the_vocabulary_are_refused)
     rig_close(&r);
 }
 
-/* ---- rope -------------------------------------------------------------------------------- */
-
-enum { POSITIONS = 40 };
-
-static dms_tensor rope_table(rig *r, int64_t width)
-{
-    float host[POSITIONS * 64];
-    for (int64_t p = 0; p < POSITIONS; p++)
-        for (int64_t j = 0; j < width / 2; j++) {
-            const double angle = (double)p * pow(100, -2.0 * (double)j / (double)width);
-            host[p * width + j] = (float)cos(angle);
-            host[p * width + width / 2 + j] = (float)sin(angle);
-        }
-    return rig_upload(r, rig_shape(POSITIONS, width, 0, 0), host);
-}
-
-/* Rows of x rotated by angles of their positions; the transpose where `sign` is -1. The borrowed
- * channel is multiplied by keep before the rotation and again after it, either way round. */
-typedef struct {
-    const int32_t *position;
-    int64_t rows, heads, width;
-    int every;
-    double keep, sign;
-} rotation;
-
-static void define_rope(double *y, const float *x, const rotation *c)
-{
-    const int64_t width = c->width, half = width / 2;
-    for (int64_t r = 0; r < c->rows * c->heads; r++, x += width, y += width) {
-        const bool borrowed = c->every > 0 && r % c->heads % c->every == 0;
-        const double keep = borrowed ? c->keep : 1;
-        double in[64];
-        for (int64_t i = 0; i < width; i++)
-            in[i] = (double)x[i] * (i == width - 1 ? keep : 1);
-        for (int64_t j = 0; j < half; j++) {
-            const double angle = (double)c->position[r / c->heads] *
-                                 pow(100, -2.0 * (double)j / (double)width) * c->sign;
-            y[j] = in[j] * cos(angle) - in[j + half] * sin(angle);
-            y[j + half] = in[j + half] * cos(angle) + in[j] * sin(angle);
-        }
-        y[width - 1] *= keep;
-    }
-}
-
-/* Not in order, repeated, the first and the last of the table. */
-static const int32_t positions[] = {17, 0, 3, 39, 39, 2, 11, 1};
-
-/* y, y in place of x, and dx on top of what is there; noise in [-1, 1) and f32 sums of two. */
-static void check_rope(rig *r, const rotation *shape, double keep)
-{
-    const int64_t rows = shape->rows, cols = shape->heads * shape->width, n = rows * cols;
-    rotation c = *shape;
-    c.keep = keep;
-    const dms_tensor table = rope_table(r, c.width);
-    const dms_tensor ids = rig_upload(r, shape_i32(2, rows / 2), c.position);
-    const dms_rope_spec spec = {&table, &ids, c.every, (float)keep};
-    dms_tensor x = rig_noise(r, rig_shape(2, rows / 2, cols, 0)), y = rig_empty(r, x);
-    dms_tensor dx = rig_noise(r, x);
-    float *hx = rig_read(&x), *want = rig_read(&y), *grad = rig_read(&dx);
-    double *turned = malloc((size_t)n * sizeof(double));
-
-    define_rope(turned, hx, &c);
-    for (int64_t i = 0; i < n; i++)
-        want[i] = (float)turned[i];
-    c.sign = -1;
-    define_rope(turned, hx, &c);
-    for (int64_t i = 0; i < n; i++)
-        grad[i] += (float)turned[i];
-    must(dms_rope(&y, &x, &spec));
-    must(dms_rope_bwd(&dx, &x, &spec));
-    rig_expect("y", &y, want, 1e-6f, 1e-6f);
-    rig_expect("dx", &dx, grad, 1e-6f, 1e-6f);
-    must(dms_rope(&x, &x, &spec));
-    rig_expect("y in place of x", &x, want, 1e-6f, 1e-6f);
-    free(hx);
-    free(want);
-    free(grad);
-    free(turned);
-}
-
-ParameterizedTestParameters(pointwise, rope_follows_its_definition)
-{
-    return rig_devices();
-}
-
-ParameterizedTest(dms_device_kind *kind, pointwise, rope_follows_its_definition)
-{
-    static const rotation shapes[] = {{positions, 2, 1, 2, 0, 1, 1},
-                                      {positions, 8, 6, 8, 2, 1, 1},
-                                      {positions, 6, 5, 14, 1, 1, 1},
-                                      {positions, 8, 3, 30, 3, 1, 1},
-                                      {positions, 8, 4, 34, 4, 1, 1}};
-    static const double keeps[] = {0, 0.4, 1};
-    rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++)
-        for (size_t k = 0; k < COUNT(keeps); k++)
-            check_rope(&r, &shapes[s], keeps[k]);
-    rig_close(&r);
-}
-
-static dms_rope_spec gradient_spec;
-
-static dms_var *rope(dms_tape *tape, dms_var **in)
-{
-    return dms_ad_rope(tape, in[0], &gradient_spec);
-}
-
-Test(pointwise, rope_gradient_agrees_with_finite_differences)
-{
-    rig r = rig_open(rig_device());
-    const dms_tensor table = rope_table(&r, 4);
-    const dms_tensor ids = rig_upload(&r, shape_i32(1, 3), positions);
-    for (int i = 0; i < 3; i++) {
-        dms_var x = rig_var(&r, rig_shape(1, 3, 3 * 4, 0));
-        gradient_spec = (dms_rope_spec){&table, &ids, i ? 2 : 0, i == 1 ? 0.4f : 0.0f};
-        rig_expect_gradient(&r, rope, (dms_var *[]){&x}, 1, 1e-2f, 1e-3f);
-    }
-    rig_close(&r);
-}
-
-Test(pointwise, positions_outside_the_table_are_refused)
-{
-    static const int32_t bad[] = {-1, POSITIONS, INT32_MAX, INT32_MIN};
-    rig r = rig_open(DMS_CPU);
-    const dms_tensor table = rope_table(&r, 4);
-    dms_tensor x = rig_noise(&r, rig_shape(1, 2, 8, 0)), y = rig_zero(&r, x);
-    for (size_t i = 0; i < COUNT(bad); i++) {
-        char text[80];
-        const dms_tensor ids = rig_upload(&r, shape_i32(1, 2), (int32_t[]){0, bad[i]});
-        const dms_rope_spec spec = {&table, &ids, 0, 1};
-        snprintf(text, sizeof(text), "position is %d, expected 0 to 39", bad[i]);
-        expect_text(dms_rope(&y, &x, &spec), DMS_ERR_ARG, text);
-        expect_text(dms_rope_bwd(&y, &x, &spec), DMS_ERR_ARG, text);
-    }
-    rig_close(&r);
-}
-
 /* ---- all of them ------------------------------------------------------------------------- */
 
-enum { OUTPUTS = 10 };
+enum { OUTPUTS = 8, VOCAB = 40 };
 
 /* Everything that runs on a team of threads, with lengths that no team divides evenly. */
 static void run_all(rig *r, dms_tensor out[OUTPUTS])
 {
     const int64_t tokens = 263, cols = 131 * 2;
     dms_tensor a = rig_noise(r, rig_shape(1, tokens, cols, 0)), b = rig_noise(r, a);
-    dms_tensor w = rig_noise(r, rig_shape(POSITIONS, cols, 0, 0)), half = a;
+    dms_tensor w = rig_noise(r, rig_shape(VOCAB, cols, 0, 0)), half = a;
     int32_t host[263];
     for (int64_t t = 0; t < tokens; t++)
-        host[t] = (int32_t)(t * 7 % POSITIONS);
-    const dms_tensor ids = rig_upload(r, shape_i32(1, tokens), host), table = rope_table(r, 2);
-    const dms_rope_spec spec = {&table, &ids, 3, 0.4f};
+        host[t] = (int32_t)(t * 7 % VOCAB);
+    const dms_tensor ids = rig_upload(r, shape_i32(1, tokens), host);
     half.dtype = DMS_BF16;
     for (int i = 0; i < OUTPUTS; i++)
-        out[i] = i == 0 ? rig_zero(r, half) : rig_zero(r, i == 1 ? w : a);
+        out[i] = rig_zero(r, i == 0 || i == 2 ? half : i == 1 ? w : a);
     must(dms_cast(&out[0], &a));
     must(dms_embedding_bwd(&out[1], &a, &ids));
-    must(dms_add(&out[2], &a, &b));
+    must(dms_swiglu(&out[2], &a, &b));
     must(dms_axpy(&out[3], 0.3f, &a));
     must(dms_axpy(&out[3], 0.7f, &b));
     must(dms_embedding(&out[4], &ids, &w));
     must(dms_swiglu(&out[5], &a, &b));
-    must(dms_swiglu_bwd(&out[6], &out[7], &out[2], &a, &b));
-    must(dms_rope(&out[8], &a, &spec));
-    must(dms_rope_bwd(&out[9], &a, &spec));
+    must(dms_swiglu_bwd(&out[6], &out[7], &out[5], &a, &b));
 }
 
 Test(pointwise, has_the_same_bits_with_any_number_of_threads)
@@ -469,21 +329,16 @@ Test(pointwise, names_the_tensor_that_does_not_fit)
 {
     rig r = rig_open(DMS_CPU);
     dms_tensor a = rig_noise(&r, rig_shape(2, 3, 4, 0)), b = rig_noise(&r, rig_shape(2, 3, 5, 0));
-    dms_tensor table = rope_table(&r, 8), ids = rig_upload(&r, shape_i32(2, 4), positions);
+    dms_tensor ids = rig_upload(&r, shape_i32(2, 4), (int32_t[8]){0});
     dms_tensor w = rig_noise(&r, rig_shape(7, 4, 0, 0));
     const char *text = "is [2, 3, 5] f32, expected [2, 3, 4] f32";
-    dms_rope_spec spec = {&table, &ids, 0, 1};
-    expect_text(dms_add(&a, &a, &b), DMS_ERR_SHAPE, text);
     expect_text(dms_axpy(&b, 1, &a), DMS_ERR_SHAPE, text);
     expect_text(dms_cast(&b, &a), DMS_ERR_SHAPE, text);
     expect_text(dms_cast(&ids, &ids), DMS_ERR_DTYPE, "cast is from i32 to i32");
     expect_text(dms_swiglu(&a, &a, &b), DMS_ERR_SHAPE, "up is [2, 3, 5] f32");
+    expect_text(dms_swiglu(&b, &a, &a), DMS_ERR_SHAPE, "y is [2, 3, 5] f32");
     expect_text(dms_swiglu_bwd(&a, &b, &a, &a, &a), DMS_ERR_SHAPE, "dup is [2, 3, 5] f32");
     expect_text(dms_embedding(&a, &ids, &w), DMS_ERR_SHAPE, "ids is [2, 4] i32, expected 6");
     expect_text(dms_embedding_bwd(&w, &a, &ids), DMS_ERR_SHAPE, "ids is [2, 4] i32, expected 6");
-    expect_text(dms_rope(&a, &a, &spec), DMS_ERR_SHAPE, "x has 4 channels, expected heads of 8");
-    table = rope_table(&r, 2);
-    expect_text(dms_rope(&a, &a, &spec), DMS_ERR_SHAPE, "positions is [2, 4] i32, expected 6");
-    expect_text(dms_rope_bwd(&a, &a, &spec), DMS_ERR_SHAPE, "positions is [2, 4] i32, expected 6");
     rig_close(&r);
 }

@@ -221,7 +221,7 @@ static float *logits_of(lab *l, const dms_tensor *x)
 {
     const size_t mark = l->rig.arena.used;
     dms_tensor y = rig_empty(&l->rig, rig_shape(l->B, l->T, l->V, 0));
-    must(dms_linear(&y, x, &l->model->head->value, NULL));
+    must(dms_linear(&y, x, &l->model->head->value, NULL, NULL));
     float *host = rig_read(&y);
     l->rig.arena.used = mark;
     return host;

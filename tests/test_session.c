@@ -124,7 +124,7 @@ static float *masked_logits(const tiny *t, bool dense)
                                             .attend = dense ? dms_attend_dense : dms_attend_hard,
                                             .context = &hard});
     must(dms_tape_status(tape));
-    must(dms_linear(&logits, &x->value, &t->model->head->value, NULL));
+    must(dms_linear(&logits, &x->value, &t->model->head->value, NULL, NULL));
     float *host = rig_read(&logits);
     free(positions);
     dms_tape_close(tape);

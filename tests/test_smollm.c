@@ -231,7 +231,7 @@ static void expect_logprobs(lab *l, const dms_tensor *x)
         row.shape[0] = 1;
         row.shape[1] = D;
         row.data = (float *)x->data + (int64_t)at[i] * D;
-        must(dms_linear(&y, &row, &l->model->head->value, NULL));
+        must(dms_linear(&y, &row, &l->model->head->value, NULL, NULL));
         must(l->dev->download(l->dev, logits, y.data, dms_tensor_bytes(&y)));
         for (int64_t v = 0; v < V; v++)
             sum += exp((double)logits[v]);

@@ -1,4 +1,4 @@
-/* The tape: sticky failure, roots, memory, and segments that are run again. */
+/* The tape: sticky failure, roots, memory, segments that are run again, steps with two outputs. */
 #include <stdlib.h>
 
 #include "autograd/ad.h"
@@ -8,23 +8,45 @@ static const float eps = 1e-5f;
 enum { ROWS = 6, DIM = 64, TENSOR = ROWS * DIM * 4 /* bytes */ };
 typedef enum { PLAIN, KEPT, REPLAYED, MODES } segments;
 
+static dms_status add_forward(dms_node *n)
+{
+    DMS_TRY(dms_cast(&n->out->value, &n->in[0]->value));
+    return dms_axpy(&n->out->value, 1.0f, &n->in[1]->value);
+}
+
+static dms_status add_backward(dms_node *n)
+{
+    for (int i = 0; i < 2; i++)
+        if (dms_wanted_grad(n, i))
+            DMS_TRY(dms_axpy(dms_wanted_grad(n, i), 1.0f, &n->out->grad));
+    return DMS_OK;
+}
+
+/* a + b */
+static dms_var *add(dms_tape *tape, dms_var *a, dms_var *b)
+{
+    static const dms_rule rule = {"add", add_forward, add_backward, false};
+    dms_node *n = dms_tape_node(tape, &rule, 2, (dms_var *[]){a, b});
+    return n ? dms_tape_run(tape, n, a->value) : NULL;
+}
+
 /* Layers behind a step outside them, whose result every layer reads again. Some layers have a step
  * more, so that gradients of two layers do not lie at the same places of the scratch memory. */
 static dms_var *blocks(dms_tape *tape, dms_var *const in[2], segments mode, int layers)
 {
-    dms_var *outside = dms_ad_rms_norm(tape, in[0], in[1], eps), *x = outside;
+    dms_var *outside = dms_ad_rms_norm(tape, in[0], in[1], eps, DMS_F32), *x = outside;
     for (int i = 0; i < layers; i++) {
         if (mode != PLAIN)
             dms_tape_segment_begin(tape, mode == REPLAYED);
-        dms_var *h = dms_ad_rms_norm(tape, x, in[1], eps);
-        x = dms_ad_add(tape, x, dms_ad_swiglu(tape, h, outside));
-        x = dms_ad_rms_norm(tape, x, in[1], eps);
+        dms_var *h = dms_ad_rms_norm(tape, x, in[1], eps, DMS_F32);
+        x = add(tape, x, dms_ad_swiglu(tape, h, outside, DMS_F32));
+        x = dms_ad_rms_norm(tape, x, in[1], eps, DMS_F32);
         if (i % 3 == 1)
-            x = dms_ad_rms_norm(tape, x, in[1], eps);
+            x = dms_ad_rms_norm(tape, x, in[1], eps, DMS_F32);
         if (mode != PLAIN)
             x = dms_tape_segment_end(tape, x);
     }
-    return dms_ad_rms_norm(tape, x, in[1], eps);
+    return dms_ad_rms_norm(tape, x, in[1], eps, DMS_F32);
 }
 
 static dms_tape_options roomy(const rig *r, bool recording)
@@ -232,8 +254,8 @@ Test(tape, frozen_inputs_cost_no_gradient_memory)
         frozen.wants_grad = false;
         if (!wants)
             x.grad.data = NULL;
-        dms_var *h = dms_ad_rms_norm(tape, &x, &frozen, eps);
-        dms_var *y = dms_ad_rms_norm(tape, h, &w, eps);
+        dms_var *h = dms_ad_rms_norm(tape, &x, &frozen, eps, DMS_F32);
+        dms_var *y = dms_ad_rms_norm(tape, h, &w, eps, DMS_F32);
         dms_tape_peak(tape, &before, &scratch);
         must(dms_tape_backward(tape, y, &seed));
         dms_tape_peak(tape, &after, &scratch);
@@ -292,22 +314,175 @@ Test(tape, every_loss_is_a_root_beside_the_seed)
     dms_var x = rig_var(&r, rig_shape(3, 0, 0, 0)), zero = {.value = rig_zero(&r, x.value)};
     dms_tensor seed = rig_upload(&r, x.value, four);
     walks = 0;
-    total(tape, &sum_rule, dms_ad_add(tape, &x, &x));
+    total(tape, &sum_rule, add(tape, &x, &x));
     total(tape, &sum_rule, &x);
     total(tape, &sum_rule, &zero); /* wants no gradient */
     total(tape, &not_a_loss, &x);  /* no gradient reaches it */
-    dms_var *y = dms_ad_add(tape, &x, &zero);
+    dms_var *y = add(tape, &x, &zero);
     must(dms_tape_backward(tape, NULL, NULL));
     cr_assert(walks == 2, "%d", walks);
     expect_all(&x.grad, 3);
     must(r.dev->zero(r.dev, x.grad.data, dms_tensor_bytes(&x.grad)));
     dms_tape_reset(tape);
-    total(tape, &sum_rule, dms_ad_add(tape, &x, &x));
+    total(tape, &sum_rule, add(tape, &x, &x));
     total(tape, &sum_rule, &x);
-    y = dms_ad_add(tape, &x, &zero);
+    y = add(tape, &x, &zero);
     must(dms_tape_backward(tape, y, &seed));
     expect_all(&x.grad, 7);
     dms_tape_close(tape);
+    rig_close(&r);
+}
+
+/* ---- two outputs -------------------------------------------------------------------------- */
+
+/* out = 3x, side = 5x: each output, reached or not, adds its part. */
+static dms_status times(const dms_tensor *y, const dms_tensor *x, float factor, bool add)
+{
+    float *to = y->data;
+    for (int64_t i = 0; i < dms_count(x); i++)
+        to[i] = (add ? to[i] : 0) + factor * ((const float *)x->data)[i];
+    return DMS_OK;
+}
+
+static dms_status three_forward(dms_node *n)
+{
+    return times(&n->out->value, &n->in[0]->value, 3, false);
+}
+
+static dms_status three_backward(dms_node *n)
+{
+    return times(dms_wanted_grad(n, 0), &n->out->grad, 3, true);
+}
+
+static dms_status five_forward(dms_node *n)
+{
+    return times(&n->out->value, &n->in[0]->value, 5, false);
+}
+
+static dms_status five_backward(dms_node *n)
+{
+    return times(dms_wanted_grad(n, 0), &n->out->grad, 5, true);
+}
+
+static dms_status both_forward(dms_node *n)
+{
+    DMS_TRY(three_forward(n));
+    return times(&n->side->value, &n->in[0]->value, 5, false);
+}
+
+/* In the order in which two steps would add. */
+static dms_status both_backward(dms_node *n)
+{
+    const dms_tensor *dy = dms_reached_grad(n->out), *dz = dms_reached_grad(n->side);
+    cr_assert(dy || dz);
+    if (dz)
+        DMS_TRY(times(dms_wanted_grad(n, 0), dz, 5, true));
+    return dy ? times(dms_wanted_grad(n, 0), dy, 3, true) : DMS_OK;
+}
+
+static const dms_rule three_rule = {"three", three_forward, three_backward, false};
+static const dms_rule five_rule = {"five", five_forward, five_backward, false};
+static const dms_rule both_rule = {"both", both_forward, both_backward, false};
+
+/* 3x and, in *z, 5x: by one step or by two. */
+static dms_var *multiples(dms_tape *tape, dms_var *x, dms_var **z, bool one)
+{
+    dms_node *n = dms_tape_node(tape, one ? &both_rule : &three_rule, 1, &x);
+    if (one && n)
+        *z = dms_tape_side(tape, n, x->value);
+    dms_var *y = n ? dms_tape_run(tape, n, x->value) : NULL;
+    if (!one && (n = dms_tape_node(tape, &five_rule, 1, &x)))
+        *z = dms_tape_run(tape, n, x->value);
+    return y;
+}
+
+/* Layers of which one goes on with y, one with z, one with both, and all with the z of a step in
+ * front of them, behind more steps than the layers have; the last step is outside too. */
+static dms_var *forks(dms_tape *tape, dms_var *const in[2], segments mode, bool one)
+{
+    dms_var *outside = NULL, *z = NULL, *x = in[0], *y;
+    for (int i = 0; i < 16; i++)
+        x = multiples(tape, in[0], &outside, one);
+    for (int use = 0; use < 3; use++) {
+        if (mode != PLAIN)
+            dms_tape_segment_begin(tape, mode == REPLAYED);
+        dms_var *h = dms_ad_rms_norm(tape, x, in[1], eps, DMS_F32);
+        y = multiples(tape, h, &z, one);
+        x = dms_ad_swiglu(tape, use == 1 ? z : y, use == 0 ? y : z, DMS_F32);
+        x = dms_ad_swiglu(tape, x, outside, DMS_F32);
+        if (mode != PLAIN)
+            x = dms_tape_segment_end(tape, x);
+    }
+    y = multiples(tape, x, &z, one);
+    return dms_ad_swiglu(tape, z, y, DMS_F32);
+}
+
+/* The same as run(), over forks. */
+static outcome run_forks(rig *r, segments mode, bool one, const dms_tape_options *options)
+{
+    outcome o;
+    r->seed = 11;
+    const size_t mark = r->arena.used;
+    dms_var x = rig_var(r, rig_shape(ROWS, DIM, 0, 0)), w = rig_var(r, rig_shape(DIM, 0, 0, 0));
+    dms_tensor seed = rig_noise(r, x.value);
+    dms_tape *tape = open_tape(options);
+    dms_var *y = forks(tape, (dms_var *[]){&x, &w}, mode, one);
+    must(dms_tape_status(tape));
+    must(dms_tape_backward(tape, y, &seed));
+    dms_tape_peak(tape, &o.keep, &o.scratch);
+    o.y = options->measure ? NULL : rig_read(&y->value);
+    o.dx = rig_read(&x.grad);
+    o.dw = rig_read(&w.grad);
+    dms_tape_close(tape);
+    r->arena.used = mark;
+    return o;
+}
+
+Test(tape, a_step_with_two_outputs_gives_the_gradient_of_two_steps)
+{
+    rig r = rig_open(DMS_CPU);
+    dms_tape_options options = roomy(&r, true);
+    outcome two = run_forks(&r, PLAIN, false, &options);
+    cr_assert(two.dx[0] != 0 && two.dw[0] != 0);
+    for (int mode = 0; mode < MODES; mode++) {
+        options.measure = false;
+        outcome one = run_forks(&r, (segments)mode, true, &options);
+        options.measure = true;
+        outcome plan = run_forks(&r, (segments)mode, true, &options);
+        cr_assert(!memcmp(one.y, two.y, TENSOR), "y of mode %d", mode);
+        cr_assert(!memcmp(one.dx, two.dx, TENSOR), "dx of mode %d", mode);
+        cr_assert(!memcmp(one.dw, two.dw, DIM * sizeof(float)), "dw of mode %d", mode);
+        cr_assert(mode != PLAIN || (one.keep == two.keep && one.scratch == two.scratch));
+        cr_assert(plan.keep == one.keep && plan.scratch == one.scratch,
+                  "mode %d: planned %zu and %zu, used %zu and %zu", mode, plan.keep, plan.scratch,
+                  one.keep, one.scratch);
+        drop(&one);
+        drop(&plan);
+    }
+    drop(&two);
+    rig_close(&r);
+}
+
+/* d/dx of 3x, 5x and both, from seeds and losses; nothing runs where neither is reached. */
+Test(tape, either_output_of_a_step_is_a_way_back)
+{
+    static const float want[] = {0, 3, 5, 8};
+    rig r = rig_open(DMS_CPU);
+    const dms_tape_options options = roomy(&r, true);
+    for (int from = 0; from < 4; from++) {
+        dms_tape *tape = open_tape(&options);
+        dms_var x = rig_var(&r, rig_shape(3, 0, 0, 0)), *z = NULL;
+        dms_var *y = multiples(tape, &x, &z, true);
+        if (from & 1)
+            total(tape, &sum_rule, y);
+        if (from & 2)
+            total(tape, &sum_rule, z);
+        cr_assert(y->wants_grad && z->wants_grad);
+        must(dms_tape_backward(tape, NULL, NULL));
+        expect_all(&x.grad, want[from]);
+        cr_assert(!dms_reached_grad(y) == !(from & 1) && !dms_reached_grad(z) == !(from & 2));
+        dms_tape_close(tape);
+    }
     rig_close(&r);
 }
 
@@ -320,13 +495,13 @@ Test(tape, reports_the_first_failure_and_then_stays_quiet)
     options.keep_bytes = 2 * TENSOR;
     dms_tape *tape = open_tape(&options);
     dms_var x = rig_var(&r, rig_shape(ROWS, DIM, 0, 0)), w = rig_var(&r, rig_shape(DIM, 0, 0, 0));
-    dms_var *y = dms_ad_rms_norm(tape, &x, &w, eps);
+    dms_var *y = dms_ad_rms_norm(tape, &x, &w, eps, DMS_F32);
     dms_tape_check(tape, DMS_OK);
     cr_assert(y && !dms_tape_status(tape));
-    y = dms_ad_swiglu(tape, dms_ad_rms_norm(tape, y, &w, eps), y);
+    y = dms_ad_swiglu(tape, dms_ad_rms_norm(tape, y, &w, eps, DMS_F32), y, DMS_F32);
     cr_assert(!y && dms_tape_status(tape) == DMS_ERR_NOMEM);
     dms_tape_segment_begin(tape, true);
-    y = dms_tape_segment_end(tape, dms_ad_add(tape, y, y));
+    y = dms_tape_segment_end(tape, add(tape, y, y));
     cr_assert(!y && !dms_tape_input(tape, x.value));
     dms_tape_check(tape, DMS_ERR_IO);
     cr_assert(dms_tape_status(tape) == DMS_ERR_NOMEM);
@@ -335,7 +510,7 @@ Test(tape, reports_the_first_failure_and_then_stays_quiet)
               dms_error_message());
     dms_tape_reset(tape);
     must(dms_tape_status(tape));
-    cr_assert(dms_ad_rms_norm(tape, &x, &w, eps));
+    cr_assert(dms_ad_rms_norm(tape, &x, &w, eps, DMS_F32));
     dms_tape_check(tape, DMS_ERR_IO);
     cr_assert(dms_tape_status(tape) == DMS_ERR_IO);
     dms_tape_close(tape);
@@ -349,7 +524,7 @@ Test(tape, refuses_more_steps_than_it_was_opened_for)
     options.max_nodes = 2;
     dms_tape *tape = open_tape(&options);
     dms_var x = rig_var(&r, rig_shape(3, 0, 0, 0));
-    cr_assert(!dms_ad_add(tape, dms_ad_add(tape, &x, &x), dms_ad_add(tape, &x, &x)));
+    cr_assert(!add(tape, add(tape, &x, &x), add(tape, &x, &x)));
     cr_assert(dms_tape_status(tape) == DMS_ERR_NOMEM);
     cr_assert(strstr(dms_error_message(), "add: tape holds 2 nodes"), "%s", dms_error_message());
     dms_tape_close(tape);
@@ -362,9 +537,9 @@ Test(tape, a_step_that_fails_names_its_op)
     const dms_tape_options options = roomy(&r, true);
     dms_tape *tape = open_tape(&options);
     dms_var x = rig_var(&r, rig_shape(3, 0, 0, 0)), longer = rig_var(&r, rig_shape(4, 0, 0, 0));
-    cr_assert(!dms_ad_add(tape, &x, &longer));
+    cr_assert(!dms_ad_swiglu(tape, &x, &longer, DMS_F32));
     cr_assert(dms_tape_status(tape) == DMS_ERR_SHAPE);
-    cr_assert(strstr(dms_error_message(), "b is [4] f32, expected [3] f32"), "%s",
+    cr_assert(strstr(dms_error_message(), "up is [4] f32, expected [3] f32"), "%s",
               dms_error_message());
     dms_tape_close(tape);
     rig_close(&r);

@@ -75,7 +75,7 @@ static dms_status time_products(double *best, dms_arena *arena, const dms_traine
     for (int i = 0; i < TRIES; i++) {
         float first;
         const double start = seconds_now();
-        DMS_TRY(dms_linear(&y, &x, &w, NULL));
+        DMS_TRY(dms_linear(&y, &x, &w, NULL, NULL));
         DMS_TRY(dev->download(dev, &first, y.data, sizeof(first))); /* waits for the device */
         const double seconds = seconds_now() - start;
         *best = seconds < *best ? seconds : *best;

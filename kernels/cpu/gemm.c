@@ -263,33 +263,37 @@ dms_status dms_gemm_tiles_get(dms_gemm_tiles *out, const dms_gemm_shape *whole, 
     return DMS_OK;
 }
 
-static void add_bias(float *c, const float *bias, int64_t rows, int64_t cols, int64_t ldc)
+/* Row r of c += from + r*step. */
+static void add_rows(float *c, int64_t ldc, const float *from, int64_t step, const int64_t size[2])
 {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < cols; i++)
-            c[r * ldc + i] += bias[i];
+    for (int64_t r = 0; r < size[0]; r++)
+        for (int64_t i = 0; i < size[1]; i++)
+            c[r * ldc + i] += from[r * step + i];
 }
 
-static bool run_tile(const dms_gemm_tiles *t, float *c, const void *a, const void *b,
-                     const float *bias, int64_t row, int64_t col, void *scratch)
+/* The tile is still in the core's cache when bias and residual are added. */
+static bool run_tile(const dms_gemm_tiles *t, const dms_gemm_operands *o, int64_t row, int64_t col,
+                     void *scratch)
 {
     const dms_gemm_shape *s = &t->whole;
     const int64_t bytes = s->bf16 ? 2 : 4, i = row * t->tile_m, j = col * t->tile_n;
+    const int64_t size[2] = {tile_size(s->m, t->tile_m, row), tile_size(s->n, t->tile_n, col)};
     const bool last_row = row + 1 == tiles_in(s->m, t->tile_m);
     const bool last_col = col + 1 == tiles_in(s->n, t->tile_n);
-    float *out = c + i * s->ldc + j;
+    float *out = o->c + i * s->ldc + j;
     if (!dms_gemm_run(t->kernel[last_row][last_col], out,
-                      (const char *)a + bytes * (s->a_transposed ? i : i * s->lda),
-                      (const char *)b + bytes * (s->b_transposed ? j * s->ldb : j), scratch))
+                      (const char *)o->a + bytes * (s->a_transposed ? i : i * s->lda),
+                      (const char *)o->b + bytes * (s->b_transposed ? j * s->ldb : j), scratch))
         return false;
-    if (bias)
-        add_bias(out, bias + j, tile_size(s->m, t->tile_m, row), tile_size(s->n, t->tile_n, col),
-                 s->ldc);
+    if (o->bias)
+        add_rows(out, s->ldc, o->bias + j, 0, size);
+    if (o->residual)
+        add_rows(out, s->ldc, o->residual + i * s->ldc + j, s->ldc, size);
     return true;
 }
 
-dms_status dms_gemm_tiles_run(const dms_gemm_tiles *tiles, float *c, const void *a, const void *b,
-                              const float *bias, char *scratch, size_t stride)
+dms_status dms_gemm_tiles_run(const dms_gemm_tiles *tiles, const dms_gemm_operands *operands,
+                              char *scratch, size_t stride)
 {
     const int64_t rows = tiles_in(tiles->whole.m, tiles->tile_m);
     const int64_t cols = tiles_in(tiles->whole.n, tiles->tile_n);
@@ -297,7 +301,7 @@ dms_status dms_gemm_tiles_run(const dms_gemm_tiles *tiles, float *c, const void 
 
 #pragma omp parallel for schedule(dynamic) reduction(| : failed)
     for (int64_t i = 0; i < rows * cols; i++)
-        failed |= !run_tile(tiles, c, a, b, bias, i % rows, i / rows,
+        failed |= !run_tile(tiles, operands, i % rows, i / rows,
                             scratch + (size_t)omp_get_thread_num() * stride);
     return failed ? dms_fail(DMS_ERR_DEVICE, "oneDNN could not run a matrix product") : DMS_OK;
 }

@@ -40,9 +40,16 @@ typedef struct {
 
 dms_status dms_gemm_tiles_get(dms_gemm_tiles *out, const dms_gemm_shape *whole, int64_t tile_m,
                               int64_t tile_n);
-/* Spreads the tiles over the threads. bias: [n], added to each row of c, or NULL. Thread i has
- * scratch + i*stride. DMS_ERR_DEVICE when oneDNN fails. */
-dms_status dms_gemm_tiles_run(const dms_gemm_tiles *tiles, float *c, const void *a, const void *b,
-                              const float *bias, char *scratch, size_t stride);
+typedef struct {
+    float *c;
+    const void *a, *b;
+    const float *bias;     /* [n], added to each row of c, or NULL */
+    const float *residual; /* in c's layout, added after the bias, not c itself; or NULL */
+} dms_gemm_operands;
+
+/* Spreads the tiles over the threads. Thread i has scratch + i*stride. DMS_ERR_DEVICE when oneDNN
+ * fails. */
+dms_status dms_gemm_tiles_run(const dms_gemm_tiles *tiles, const dms_gemm_operands *operands,
+                              char *scratch, size_t stride);
 
 #endif

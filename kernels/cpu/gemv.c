@@ -18,8 +18,8 @@ typedef float quarter_lanes __attribute__((vector_size(LANES)));
 typedef struct {
     float *y; /* [rows, outputs], at the first output of the block */
     const float *x;
-    const char *w; /* at the first row of the block */
-    const float *bias;
+    const char *w;                /* at the first row of the block */
+    const float *bias, *residual; /* at that output; either may be NULL */
     int64_t inputs, outputs;
 } block;
 
@@ -82,7 +82,8 @@ INLINE void dot_row(const block *b, int n_x, bool bf16)
         float dot = total(&sum[n * split]);
         for (int64_t i = k; i < inputs; i++)
             dot += weight_at(b->w, i, bf16) * b->x[n * inputs + i];
-        b->y[n * b->outputs] = dot + (b->bias ? *b->bias : 0.0f);
+        dot += b->bias ? *b->bias : 0.0f;
+        b->y[n * b->outputs] = dot + (b->residual ? b->residual[n * b->outputs] : 0.0f);
     }
 }
 
@@ -93,6 +94,7 @@ INLINE void dot_rows(block b, int64_t count, int n_x, bool bf16)
         b.y++;
         b.w += b.inputs * (bf16 ? 2 : 4);
         b.bias = b.bias ? b.bias + 1 : NULL;
+        b.residual = b.residual ? b.residual + 1 : NULL;
     }
 }
 
@@ -117,21 +119,42 @@ DOT(7)
 DOT(8)
 #undef DOT
 
-/* x in the order of load(): of each STEP elements the even ones first. */
-static void reorder(float *out, const float *x, int64_t rows, int64_t inputs)
+/* A row in the order of load(): of each STEP elements the even ones first. */
+static void reorder_f32(float *out, const float *x, int64_t inputs)
 {
-    for (int64_t r = 0; r < rows; r++, x += inputs, out += inputs) {
-        int64_t k = 0;
-        for (; k + STEP <= inputs; k += STEP)
-            for (int i = 0; i < LANES; i++) {
-                out[k + i] = dms_bf16_to_f32(dms_bf16_from_f32(x[k + 2 * i]));
-                out[k + LANES + i] = dms_bf16_to_f32(dms_bf16_from_f32(x[k + 2 * i + 1]));
-            }
-        for (; k < inputs; k++)
-            out[k] = dms_bf16_to_f32(dms_bf16_from_f32(x[k]));
-    }
+    int64_t k = 0;
+    for (; k + STEP <= inputs; k += STEP)
+        for (int i = 0; i < LANES; i++) {
+            out[k + i] = dms_bf16_to_f32(dms_bf16_from_f32(x[k + 2 * i]));
+            out[k + LANES + i] = dms_bf16_to_f32(dms_bf16_from_f32(x[k + 2 * i + 1]));
+        }
+    for (; k < inputs; k++)
+        out[k] = dms_bf16_to_f32(dms_bf16_from_f32(x[k]));
 }
 
+static void reorder_bf16(float *out, const uint16_t *x, int64_t inputs)
+{
+    lanes pair[2];
+    int64_t k = 0;
+    for (; k + STEP <= inputs; k += STEP) {
+        load(pair, (const char *)x, k, true);
+        memcpy(out + k, pair, sizeof(pair));
+    }
+    for (; k < inputs; k++)
+        out[k] = dms_bf16_to_f32(x[k]);
+}
+
+/* x as dot_row() wants it beside bf16 weights. */
+static void reorder(float *out, const dms_tensor *x)
+{
+    const int64_t rows = dms_rows(x), inputs = dms_cols(x);
+    for (int64_t r = 0; r < rows; r++, out += inputs) {
+        if (x->dtype == DMS_BF16)
+            reorder_bf16(out, (const uint16_t *)x->data + r * inputs, inputs);
+        else
+            reorder_f32(out, (const float *)x->data + r * inputs, inputs);
+    }
+}
 void DMS_CPU(gemv)(const dms_gemv_in *in, float *y)
 {
     static dot_fn *const dots[2][DMS_GEMV_ROWS] = {
@@ -141,10 +164,10 @@ void DMS_CPU(gemv)(const dms_gemv_in *in, float *y)
     const dms_tensor *w = in->w;
     const bool bf16 = w->dtype == DMS_BF16;
     const int64_t outputs = w->shape[0], inputs = w->shape[1];
-    dot_fn *const dot = dots[bf16][in->rows - 1];
-    const float *x = in->x;
+    dot_fn *const dot = dots[bf16][dms_rows(in->x) - 1];
+    const float *x = in->x->data;
     if (bf16) {
-        reorder(in->space, x, in->rows, inputs);
+        reorder(in->space, in->x);
         x = in->space;
     }
 
@@ -152,7 +175,8 @@ void DMS_CPU(gemv)(const dms_gemv_in *in, float *y)
     for (int64_t m = 0; m < outputs; m += TASK) {
         const int64_t count = outputs - m < TASK ? outputs - m : TASK;
         dot((block){y + m, x, (const char *)w->data + m * inputs * (bf16 ? 2 : 4),
-                    in->bias ? in->bias + m : NULL, inputs, outputs},
+                    in->bias ? in->bias + m : NULL, in->residual ? in->residual + m : NULL, inputs,
+                    outputs},
             count);
     }
 }

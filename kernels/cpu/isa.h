@@ -11,7 +11,7 @@
 #define DMS_CPU(name) DMS_CPU_PASTE(DMS_ISA, name)
 
 /* Element-wise work on fewer elements than this is over before a team of threads has started: with
- * two threads of a Zen 4 the break-even lies between 4,096 and 16,384 (add, swiglu). */
+ * two threads of a Zen 4 the break-even lies between 4,096 and 16,384 (axpy, swiglu). */
 enum { DMS_CPU_FORK = 1 << 14 };
 
 #define X(name) dms_##name##_fn DMS_CPU(name);

@@ -70,9 +70,10 @@ static size_t weight_bytes(const dms_tensor *w)
                : 0;
 }
 
-static size_t activation_bytes(const dms_tensor *w, int64_t count)
+static size_t activation_bytes(const dms_tensor *x, const dms_tensor *w)
 {
-    return w->dtype == DMS_BF16 ? dms_operand_bytes(dms_operand_bf16(w), count) : 0;
+    const bool bf16 = dms_operand_bf16(w), as_is = bf16 && x->dtype == DMS_BF16;
+    return w->dtype == DMS_F32 || as_is ? 0 : dms_operand_bytes(bf16, dms_count(x));
 }
 
 /* The weight as an operand: itself, or widened to f32 where the processor has no bf16. */
@@ -93,39 +94,49 @@ static dms_status weight(const void **out, const dms_tensor *w, char **space)
     return DMS_OK;
 }
 
-/* Activations as an operand beside w: themselves, or a rounded copy. */
+/* Activations as an operand beside w: themselves, or a copy that is rounded or widened. */
 static const void *activation(const dms_tensor *x, const dms_tensor *w, char **space)
 {
-    if (w->dtype == DMS_F32)
-        return x->data;
+    const size_t bytes = activation_bytes(x, w);
     void *copy = *space;
-    convert(copy, x->data, dms_count(x), dms_operand_bf16(w));
-    *space += activation_bytes(w, dms_count(x));
+    if (!bytes)
+        return x->data;
+    if (x->dtype == DMS_BF16)
+        widen(copy, x->data, dms_count(x));
+    else
+        convert(copy, x->data, dms_count(x), dms_operand_bf16(w));
+    *space += bytes;
     return copy;
 }
 
+static const float *optional(const dms_tensor *t)
+{
+    return t ? t->data : NULL;
+}
+
 static dms_status few_rows(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                           const dms_tensor *bias)
+                           const dms_tensor *bias, const dms_tensor *residual)
 {
     dms_cpu_workspace work = {NULL, 0};
     if (w->dtype == DMS_BF16)
         DMS_TRY(dms_cpu_workspace_get(&work, x->device, (size_t)dms_count(x) * sizeof(float)));
     DMS_CPU(gemv)
-    (&(dms_gemv_in){.x = x->data,
-                    .rows = dms_rows(x),
+    (&(dms_gemv_in){.x = x,
                     .w = w,
-                    .bias = bias ? bias->data : NULL,
+                    .bias = optional(bias),
+                    .residual = optional(residual),
                     .space = (float *)work.base},
      y->data);
     return DMS_OK;
 }
 
 dms_status DMS_CPU(linear)(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                           const dms_tensor *bias)
+                           const dms_tensor *bias, const dms_tensor *residual)
 {
     const int64_t rows = dms_rows(x), inputs = w->shape[1], outputs = w->shape[0];
+    const bool in_place = residual && residual->data == y->data;
     if (rows <= DMS_GEMV_ROWS)
-        return rows ? few_rows(y, x, w, bias) : DMS_OK;
+        return rows ? few_rows(y, x, w, bias, residual) : DMS_OK;
 
     dms_gemm_tiles tiles;
     dms_operand_space work;
@@ -136,14 +147,14 @@ dms_status DMS_CPU(linear)(dms_tensor *y, const dms_tensor *x, const dms_tensor 
                                            .ldb = inputs,
                                            .ldc = outputs,
                                            .b_transposed = true,
-                                           .bf16 = dms_operand_bf16(w)}));
-    DMS_TRY(dms_operand_space_get(&work, x->device,
-                                  activation_bytes(w, dms_count(x)) + weight_bytes(w),
+                                           .bf16 = dms_operand_bf16(w),
+                                           .add = in_place}));
+    DMS_TRY(dms_operand_space_get(&work, x->device, activation_bytes(x, w) + weight_bytes(w),
                                   tiles.scratch_bytes));
-    const void *a = activation(x, w, &work.shared), *b = NULL;
-    DMS_TRY(weight(&b, w, &work.shared));
-    return dms_gemm_tiles_run(&tiles, y->data, a, b, bias ? bias->data : NULL, work.own,
-                              work.stride);
+    dms_gemm_operands o = {y->data, activation(x, w, &work.shared), NULL, optional(bias),
+                           in_place ? NULL : optional(residual)};
+    DMS_TRY(weight(&o.b, w, &work.shared));
+    return dms_gemm_tiles_run(&tiles, &o, work.own, work.stride);
 }
 
 /* dbias[m] += the column sums of dy, each in the order of the rows. */
@@ -209,20 +220,22 @@ dms_status DMS_CPU(linear_bwd)(const dms_linear_grads *grads, const dms_tensor *
     if (grads->dw)
         DMS_TRY(plan(&to_w, &w_shape));
     DMS_TRY(dms_operand_space_get(&work, x->device,
-                                  activation_bytes(w, dms_count(dy)) +
-                                      (grads->dw ? activation_bytes(w, dms_count(x)) : 0) +
+                                  activation_bytes(dy, w) +
+                                      (grads->dw ? activation_bytes(x, w) : 0) +
                                       (grads->dx ? weight_bytes(w) : 0),
                                   larger(to_x.scratch_bytes, to_w.scratch_bytes)));
-    const void *up = NULL, *other = NULL;
+    dms_gemm_operands o = {.c = NULL};
     if (grads->dx || grads->dw)
-        up = activation(dy, w, &work.shared);
+        o.a = activation(dy, w, &work.shared);
     if (grads->dx) {
-        DMS_TRY(weight(&other, w, &work.shared));
-        DMS_TRY(dms_gemm_tiles_run(&to_x, grads->dx->data, up, other, NULL, work.own, work.stride));
+        o.c = grads->dx->data;
+        DMS_TRY(weight(&o.b, w, &work.shared));
+        DMS_TRY(dms_gemm_tiles_run(&to_x, &o, work.own, work.stride));
     }
     if (grads->dw) {
-        other = activation(x, w, &work.shared);
-        DMS_TRY(dms_gemm_tiles_run(&to_w, grads->dw->data, up, other, NULL, work.own, work.stride));
+        o.c = grads->dw->data;
+        o.b = activation(x, w, &work.shared);
+        DMS_TRY(dms_gemm_tiles_run(&to_w, &o, work.own, work.stride));
     }
     return DMS_OK;
 }

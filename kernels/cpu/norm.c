@@ -1,41 +1,22 @@
-/* RMSNorm on the CPU: one row a thread at a time, sums of a row in f32 lanes of 16. */
-#include <math.h>
+/* RMSNorm on the CPU: one row a thread at a time. */
 #include <omp.h>
 
+#include "kernels/bf16.h"
 #include "kernels/cpu/isa.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/workspace.h"
 
-enum { LANES = 16, CHUNK = 64 }; /* rows whose weight gradient is summed in one go */
-
-/* Sum of a[i]*b[i]*c[i] in a fixed order that does not depend on the vector width. */
-static float dot3(const float *a, const float *b, const float *c, int64_t n)
+static void scale_to_f32(float *out, const float *x, float scale, const float *w, int64_t n)
 {
-    float lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            lane[j] += a[i + j] * b[i + j] * c[i + j];
-    for (; i < n; i++)
-        lane[i % LANES] += a[i] * b[i] * c[i];
-    double sum = 0;
-    for (int j = 0; j < LANES; j++)
-        sum += (double)lane[j];
-    return (float)sum;
+    for (int64_t i = 0; i < n; i++)
+        out[i] = x[i] * scale * w[i];
 }
 
-static float sum_of_squares(const float *a, int64_t n)
+static void scale_to_bf16(uint16_t *out, const float *x, float scale, const float *w, int64_t n)
 {
-    float lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            lane[j] += a[i + j] * a[i + j];
-    for (; i < n; i++)
-        lane[i % LANES] += a[i] * a[i];
-    double sum = 0;
-    for (int j = 0; j < LANES; j++)
-        sum += (double)lane[j];
-    return (float)sum;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        out[i] = dms_bf16_from_f32(x[i] * scale * w[i]);
 }
 
 dms_status DMS_CPU(rms_norm)(dms_tensor *y, dms_tensor *rstd, const dms_tensor *x,
@@ -47,22 +28,14 @@ dms_status DMS_CPU(rms_norm)(dms_tensor *y, dms_tensor *rstd, const dms_tensor *
 #pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t r = 0; r < rows; r++) {
         const float *in = (const float *)x->data + r * dim;
-        float *out = (float *)y->data + r * dim;
-        const float scale = 1.0f / sqrtf(sum_of_squares(in, dim) / (float)dim + eps);
-        for (int64_t i = 0; i < dim; i++)
-            out[i] = in[i] * scale * weight[i];
+        const float scale = dms_row_rstd(in, dim, eps);
+        if (y->dtype == DMS_BF16)
+            scale_to_bf16((uint16_t *)y->data + r * dim, in, scale, weight, dim);
+        else
+            scale_to_f32((float *)y->data + r * dim, in, scale, weight, dim);
         ((float *)rstd->data)[r] = scale;
     }
     return DMS_OK;
-}
-
-/* With n = x*rstd and g = dy*w: dx += rstd*(g - n*mean(g*n)). */
-static void input_gradient(float *dx, const float *dy, const float *x, const float *w, float rstd,
-                           int64_t dim)
-{
-    const float mean = dot3(dy, w, x, dim) * rstd / (float)dim;
-    for (int64_t i = 0; i < dim; i++)
-        dx[i] += rstd * (dy[i] * w[i] - x[i] * rstd * mean);
 }
 
 /* dw += sum over rows of dy*n: each chunk of rows into its own partial sum, the partial sums in
@@ -71,7 +44,7 @@ static dms_status weight_gradient(dms_tensor *dw, const dms_tensor *dy, const dm
                                   const dms_tensor *rstd)
 {
     const int64_t dim = dms_count(dw), rows = dms_count(x) / dim;
-    const int64_t chunks = (rows + CHUNK - 1) / CHUNK;
+    const int64_t chunks = (rows + DMS_ROW_CHUNK - 1) / DMS_ROW_CHUNK;
     const float *up = dy->data, *in = x->data, *scale = rstd->data;
     const size_t bytes = (size_t)(chunks * dim) * sizeof(float);
     dms_cpu_workspace work;
@@ -81,10 +54,10 @@ static dms_status weight_gradient(dms_tensor *dw, const dms_tensor *dy, const dm
 #pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
     for (int64_t c = 0; c < chunks; c++) {
         float *sum = partial + c * dim;
-        const int64_t end = (c + 1) * CHUNK < rows ? (c + 1) * CHUNK : rows;
+        const int64_t end = (c + 1) * DMS_ROW_CHUNK < rows ? (c + 1) * DMS_ROW_CHUNK : rows;
         for (int64_t i = 0; i < dim; i++)
             sum[i] = 0;
-        for (int64_t r = c * CHUNK; r < end; r++)
+        for (int64_t r = c * DMS_ROW_CHUNK; r < end; r++)
             for (int64_t i = 0; i < dim; i++)
                 sum[i] += up[r * dim + i] * in[r * dim + i] * scale[r];
     }
@@ -103,9 +76,9 @@ dms_status DMS_CPU(rms_norm_bwd)(dms_tensor *dx, dms_tensor *dw, const dms_tenso
     if (dx) {
 #pragma omp parallel for schedule(static) if (rows * dim > DMS_CPU_FORK)
         for (int64_t r = 0; r < rows; r++)
-            input_gradient((float *)dx->data + r * dim, (const float *)dy->data + r * dim,
-                           (const float *)x->data + r * dim, w->data,
-                           ((const float *)rstd->data)[r], dim);
+            dms_row_norm_bwd((float *)dx->data + r * dim, (const float *)dy->data + r * dim,
+                             (const float *)x->data + r * dim, w->data,
+                             ((const float *)rstd->data)[r], dim);
     }
     return dw ? weight_gradient(dw, dy, x, rstd) : DMS_OK;
 }

@@ -61,8 +61,8 @@ static inline cudaStream_t dms_cuda_stream(const dms_device *dev)
 /* Device memory for one op: 256-byte aligned, contents undefined, valid until the next call on this
  * device (kernels already queued keep what they were given). An op calls this once and cuts its
  * parts out of it. Grows now and then, which waits for the stream; while a graph is being recorded
- * growth fails with DMS_ERR_DEVICE, so a step runs once before it is recorded. In a dry run the need
- * is noted and the address must not be followed. */
+ * growth fails with DMS_ERR_DEVICE, so a step runs once before it is recorded. In a dry run the
+ * need is noted and the address must not be followed. */
 dms_status dms_cuda_scratch(void **out, dms_device *dev, size_t bytes);
 
 /* Queues a copy within device memory. */

@@ -29,36 +29,32 @@ static __device__ __forceinline__ float sigmoid(float u)
     return 1.0f / (1.0f + expf(-u));
 }
 
-/* Where the logit of element i of [B, G, T] lies in y. */
-static __device__ __forceinline__ int64_t channel_of(const extent *n, int64_t i, int64_t cols,
-                                                     const dms_logit_spec *spec)
+/* Where the logit of element i of [B, G, T] lies in [B, T, G]. */
+static __device__ __forceinline__ int64_t channel_of(const extent *n, int64_t i)
 {
     const int64_t row = i / n->tokens, b = row / n->groups, g = row % n->groups;
-    return (b * n->tokens + i % n->tokens) * cols + spec->first + g * spec->step;
+    return (b * n->tokens + i % n->tokens) * n->groups + g;
 }
 
 static __global__ void __launch_bounds__(DMS_BLOCK)
-    eviction_logit_kernel(const extent n, float *z, const float *y, int64_t cols,
-                          const dms_logit_spec spec)
+    eviction_logit_kernel(const extent n, float *z, const float *y, const dms_logit_spec spec)
 {
     for (int64_t i = dms_thread(); i < n.count; i += dms_threads())
-        z[i] = spec.scale * y[channel_of(&n, i, cols, &spec)] - spec.offset;
+        z[i] = spec.scale * y[channel_of(&n, i)] - spec.offset;
 }
 
 dms_status dms_cuda_eviction_logit(dms_tensor *z, const dms_tensor *y, const dms_logit_spec *spec)
 {
     const extent n = extent_of(z);
-    LAUNCH(eviction_logit_kernel, n, y->device, (float *)z->data, (const float *)y->data,
-           dms_cols(y), *spec);
+    LAUNCH(eviction_logit_kernel, n, y->device, (float *)z->data, (const float *)y->data, *spec);
     return DMS_LAUNCHED();
 }
 
 static __global__ void __launch_bounds__(DMS_BLOCK)
-    eviction_logit_bwd_kernel(const extent n, float *dy, const float *dz, int64_t cols,
-                              const dms_logit_spec spec)
+    eviction_logit_bwd_kernel(const extent n, float *dy, const float *dz, float scale)
 {
     for (int64_t i = dms_thread(); i < n.count; i += dms_threads())
-        dy[channel_of(&n, i, cols, &spec)] += spec.scale * dz[i];
+        dy[channel_of(&n, i)] += scale * dz[i];
 }
 
 dms_status dms_cuda_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz,
@@ -66,75 +62,79 @@ dms_status dms_cuda_eviction_logit_bwd(dms_tensor *dy, const dms_tensor *dz,
 {
     const extent n = extent_of(dz);
     LAUNCH(eviction_logit_bwd_kernel, n, dz->device, (float *)dy->data, (const float *)dz->data,
-           dms_cols(dy), *spec);
-    return DMS_LAUNCHED();
-}
-
-static __global__ void __launch_bounds__(DMS_BLOCK)
-    gate_noise_kernel(const extent n, float *noise, const dms_noise_spec spec)
-{
-    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
-        const int64_t row = i / n.tokens;
-        const uint32_t sequence = (uint32_t)(spec.sequence + row / n.groups);
-        const uint32_t head = (uint32_t)(spec.layer * n.groups + row % n.groups);
-        noise[i] = dms_logistic(
-            dms_philox(spec.seed, (uint32_t)spec.step, sequence, head, (uint32_t)(i % n.tokens)));
-    }
-}
-
-dms_status dms_cuda_gate_noise(dms_tensor *noise, const dms_noise_spec *spec)
-{
-    const extent n = extent_of(noise);
-    LAUNCH(gate_noise_kernel, n, noise->device, (float *)noise->data, *spec);
-    return DMS_LAUNCHED();
-}
-
-static __global__ void __launch_bounds__(DMS_BLOCK)
-    gate_soft_kernel(const extent n, float *bias, float *d, const float *z, const float *noise,
-                     float tau)
-{
-    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
-        const bool last = i % n.tokens == n.tokens - 1;
-        d[i] = (z[i] + noise[i]) / tau > 0.0f ? 1.0f : 0.0f;
-        bias[i] = last ? 0.0f : -softplus((z[i + 1] + noise[i + 1]) / tau);
-    }
-}
-
-dms_status dms_cuda_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
-                              const dms_tensor *noise, float tau)
-{
-    const extent n = extent_of(z);
-    LAUNCH(gate_soft_kernel, n, z->device, (float *)bias->data, (float *)d->data,
-           (const float *)z->data, (const float *)noise->data, tau);
+           spec->scale);
     return DMS_LAUNCHED();
 }
 
 typedef struct {
-    float *dz;
-    const float *dbias, *pressure, *z, *noise;
+    const float *z, *injected; /* NULL: drawn */
     float tau;
-} soft_gradient;
+    dms_noise_spec noise;
+} relaxed;
 
+static relaxed relaxed_of(const dms_tensor *z, const dms_relaxed_gate *gate)
+{
+    return {(const float *)z->data, gate->injected ? (const float *)gate->injected->data : NULL,
+            gate->tau, gate->noise};
+}
+
+/* u of element i of [B, G, T]. */
+static __device__ __forceinline__ float argument(const relaxed *k, const extent *n, int64_t i)
+{
+    float noise;
+    if (k->injected) {
+        noise = k->injected[i];
+    } else {
+        const int64_t row = i / n->tokens;
+        const uint32_t sequence = (uint32_t)(k->noise.sequence + row / n->groups);
+        const uint32_t head = (uint32_t)(k->noise.layer * n->groups + row % n->groups);
+        noise = dms_logistic(dms_philox(k->noise.seed, (uint32_t)k->noise.step, sequence, head,
+                                        (uint32_t)(i % n->tokens)));
+    }
+    return (k->z[i] + noise) / k->tau;
+}
+
+/* A thread governs the key before its token, so that no noise is drawn twice; the first token of a
+ * row has none and takes the last key. */
 static __global__ void __launch_bounds__(DMS_BLOCK)
-    gate_soft_bwd_kernel(const extent n, const soft_gradient k)
+    gate_soft_kernel(const extent n, float *bias, float *d, const relaxed k)
 {
     for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
-        const float push = k.pressure[i / (n.tokens * n.groups)];
-        const float u = (k.z[i] + k.noise[i]) / k.tau, p = sigmoid(u);
-        const float from_bias = i % n.tokens > 0 ? -p * k.dbias[i - 1] : 0.0f;
-        k.dz[i] += (from_bias + push * p * sigmoid(-u)) / k.tau;
+        const bool first = i % n.tokens == 0;
+        const float u = argument(&k, &n, i);
+        d[i] = u > 0.0f ? 1.0f : 0.0f;
+        bias[first ? i + n.tokens - 1 : i - 1] = first ? 0.0f : -softplus(u);
+    }
+}
+
+dms_status dms_cuda_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
+                              const dms_relaxed_gate *gate)
+{
+    const extent n = extent_of(z);
+    LAUNCH(gate_soft_kernel, n, z->device, (float *)bias->data, (float *)d->data,
+           relaxed_of(z, gate));
+    return DMS_LAUNCHED();
+}
+
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gate_soft_bwd_kernel(const extent n, float *dz, const float *dbias, const float *pressure,
+                         const relaxed k)
+{
+    for (int64_t i = dms_thread(); i < n.count; i += dms_threads()) {
+        const float push = pressure[i / (n.tokens * n.groups)];
+        const float u = argument(&k, &n, i), p = sigmoid(u);
+        const float from_bias = i % n.tokens > 0 ? -p * dbias[i - 1] : 0.0f;
+        dz[i] += (from_bias + push * p * sigmoid(-u)) / k.tau;
     }
 }
 
 dms_status dms_cuda_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias,
                                   const dms_tensor *pressure, const dms_tensor *z,
-                                  const dms_tensor *noise, float tau)
+                                  const dms_relaxed_gate *gate)
 {
     const extent n = extent_of(z);
-    const soft_gradient k = {
-        (float *)dz->data,      (const float *)dbias->data, (const float *)pressure->data,
-        (const float *)z->data, (const float *)noise->data, tau};
-    LAUNCH(gate_soft_bwd_kernel, n, z->device, k);
+    LAUNCH(gate_soft_bwd_kernel, n, z->device, (float *)dz->data, (const float *)dbias->data,
+           (const float *)pressure->data, relaxed_of(z, gate));
     return DMS_LAUNCHED();
 }
 

@@ -1,4 +1,4 @@
-/* Matrix products by cuBLASLt, which is column-major: C is computed as C^T = B^T A^T, so that the
+/* Matrix products by cuBLASLt, which is column-major: D is computed as D^T = B^T A^T, so that the
  * library's A is our B. */
 #include "kernels/cuda/gemm.h"
 
@@ -16,11 +16,11 @@ static const size_t workspace_bytes = DMS_CUDA_GEMM_WORKSPACE;
 
 /* All that the choice of an algorithm may depend on; without padding: compared as bytes. */
 typedef struct {
-    int64_t m, n, k, lda, ldb, ldc;
-    uint16_t a_aligned, b_aligned, c_aligned;
+    int64_t m, n, k, lda, ldb, ldd;
+    uint16_t a_aligned, b_aligned, c_aligned, d_aligned;
     uint16_t bias_aligned; /* 0: no bias */
-    uint16_t a_transposed, b_transposed, bf16;
-    uint16_t used; /* 1, but in a place that holds no plan */
+    uint16_t a_transposed, b_transposed;
+    uint8_t bf16, used; /* used: 1, but in a place that holds no plan */
 } plan_key;
 
 _Static_assert(sizeof(plan_key) == 8 * sizeof(int64_t), "padding would be compared");
@@ -29,7 +29,7 @@ typedef struct {
     plan_key key;
     bool bias_apart; /* no algorithm adds the bias */
     cublasLtMatmulDescOpaque_t op;
-    cublasLtMatrixLayoutOpaque_t a, b, c; /* a and b as in gemm.h */
+    cublasLtMatrixLayoutOpaque_t a, b, d; /* as in gemm.h; d is C's too */
     cublasLtMatmulAlgo_t algo;
 } gemm_plan;
 
@@ -47,7 +47,7 @@ static dms_status failed(cublasStatus_t error, const plan_key *key)
                     "cuBLASLt: %s, for the %s product [%" PRId64 ", %" PRId64 "] x [%" PRId64
                     ", %" PRId64 "] with rows of %" PRId64 ", %" PRId64 " and %" PRId64 " elements",
                     cublasLtGetStatusName(error), key->bf16 ? "bf16" : "f32", key->m, key->k,
-                    key->k, key->n, key->lda, key->ldb, key->ldc);
+                    key->k, key->n, key->lda, key->ldb, key->ldd);
 }
 
 #define TRY_LT(key, call)                        \
@@ -118,7 +118,7 @@ static dms_status describe(gemm_plan *plan, const dms_cuda_gemm_plans *plans, co
     }
     TRY_LT(key, cublasLtMatrixLayoutInit(&plan->b, operand, bt ? k : n, bt ? n : k, key->ldb));
     TRY_LT(key, cublasLtMatrixLayoutInit(&plan->a, operand, at ? m : k, at ? k : m, key->lda));
-    TRY_LT(key, cublasLtMatrixLayoutInit(&plan->c, f32, n, m, key->ldc));
+    TRY_LT(key, cublasLtMatrixLayoutInit(&plan->d, f32, n, m, key->ldd));
     return DMS_OK;
 }
 
@@ -127,14 +127,15 @@ static dms_status prefer(cublasLtMatmulPreferenceOpaque_t *out, const plan_key *
 {
     const uint64_t bytes = workspace_bytes;
     const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-    const uint32_t a = key->a_aligned, b = key->b_aligned, c = key->c_aligned;
+    const uint32_t a = key->a_aligned, b = key->b_aligned;
+    const uint32_t c = key->c_aligned, d = key->d_aligned;
     TRY_LT(key, cublasLtMatmulPreferenceInit(out));
     TRY_LT(key, SET_PREFERENCE(out, MAX_WORKSPACE_BYTES, bytes));
     TRY_LT(key, SET_PREFERENCE(out, REDUCTION_SCHEME_MASK, reduction));
     TRY_LT(key, SET_PREFERENCE(out, MIN_ALIGNMENT_A_BYTES, b));
     TRY_LT(key, SET_PREFERENCE(out, MIN_ALIGNMENT_B_BYTES, a));
     TRY_LT(key, SET_PREFERENCE(out, MIN_ALIGNMENT_C_BYTES, c));
-    TRY_LT(key, SET_PREFERENCE(out, MIN_ALIGNMENT_D_BYTES, c));
+    TRY_LT(key, SET_PREFERENCE(out, MIN_ALIGNMENT_D_BYTES, d));
     return DMS_OK;
 }
 
@@ -147,8 +148,8 @@ static dms_status choose(gemm_plan *plan, const dms_cuda_gemm_plans *plans, bool
     *found = false;
     DMS_TRY(prefer(&preference, &plan->key));
     const cublasStatus_t error =
-        cublasLtMatmulAlgoGetHeuristic(plans->handle, &plan->op, &plan->b, &plan->a, &plan->c,
-                                       &plan->c, &preference, CANDIDATES, results, &n);
+        cublasLtMatmulAlgoGetHeuristic(plans->handle, &plan->op, &plan->b, &plan->a, &plan->d,
+                                       &plan->d, &preference, CANDIDATES, results, &n);
     if (error == CUBLAS_STATUS_NOT_SUPPORTED)
         return DMS_OK;
     TRY_LT(&plan->key, error);
@@ -211,48 +212,49 @@ static uint16_t alignment(const void *pointer)
     return (uint16_t)(bits & -bits);
 }
 
-static plan_key key_of(const dms_cuda_gemm_shape *shape, void *const c, const void *a,
-                       const void *b, const void *bias)
+static plan_key key_of(const dms_cuda_gemm_operands *o, const dms_cuda_gemm_shape *shape)
 {
     return (plan_key){.m = shape->m,
                       .n = shape->n,
                       .k = shape->k,
                       .lda = shape->lda,
                       .ldb = shape->ldb,
-                      .ldc = shape->ldc,
-                      .a_aligned = alignment(a),
-                      .b_aligned = alignment(b),
-                      .c_aligned = alignment(c),
-                      .bias_aligned = bias ? alignment(bias) : 0,
+                      .ldd = shape->ldd,
+                      .a_aligned = alignment(o->a),
+                      .b_aligned = alignment(o->b),
+                      .c_aligned = alignment(o->c ? o->c : o->d),
+                      .d_aligned = alignment(o->d),
+                      .bias_aligned = o->bias ? alignment(o->bias) : 0,
                       .a_transposed = shape->a_transposed,
                       .b_transposed = shape->b_transposed,
                       .bf16 = shape->bf16,
                       .used = 1};
 }
 
-dms_status dms_cuda_gemm(dms_device *dev, void *c, const void *a, const void *b, const void *bias,
+dms_status dms_cuda_gemm(dms_device *dev, const dms_cuda_gemm_operands *operands,
                          const dms_cuda_gemm_shape *shape)
 {
     dms_cuda_device *cuda = dms_cuda_of(dev);
     const float one = 1.0f, zero = 0.0f;
-    const plan_key key = key_of(shape, c, a, b, bias);
+    const plan_key key = key_of(operands, shape);
+    dms_cuda_gemm_operands o = *operands;
     gemm_plan *plan = NULL;
-    bool add = shape->add;
     if (!shape->m || !shape->n)
         return DMS_OK;
     if (dev->dry)
         return dms_cuda_scratch(&(void *){NULL}, dev, 0);
     if (!cuda->plans)
         DMS_TRY(open_plans(dev));
-    DMS_TRY(find_plan(&plan, cuda->plans, &key, bias));
-    if (bias && plan->bias_apart) {
-        DMS_TRY(dms_cuda_add_bias(dev, c, bias, shape));
-        add = true;
-    } else if (bias) {
-        TRY_LT(&key, SET_OP(&plan->op, BIAS_POINTER, bias));
+    DMS_TRY(find_plan(&plan, cuda->plans, &key, o.bias));
+    if (o.bias && plan->bias_apart) {
+        DMS_TRY(dms_cuda_add_bias(dev, &o, shape));
+        o.c = o.d;
+    } else if (o.bias) {
+        TRY_LT(&key, SET_OP(&plan->op, BIAS_POINTER, o.bias));
     }
-    TRY_LT(&key, cublasLtMatmul(cuda->plans->handle, &plan->op, &one, b, &plan->b, a, &plan->a,
-                                add ? &one : &zero, c, &plan->c, c, &plan->c, &plan->algo,
-                                cuda->plans->workspace, workspace_bytes, cuda->stream));
+    TRY_LT(&key,
+           cublasLtMatmul(cuda->plans->handle, &plan->op, &one, o.b, &plan->b, o.a, &plan->a,
+                          o.c ? &one : &zero, o.c ? o.c : o.d, &plan->d, o.d, &plan->d, &plan->algo,
+                          cuda->plans->workspace, workspace_bytes, cuda->stream));
     return DMS_OK;
 }

@@ -7,10 +7,11 @@ enum { SUM_WARPS = 8, MOST_CHUNKS = 1024 };
 static const int64_t least_chunk = 128; /* rows of dy that one block sums */
 
 typedef struct {
-    float *y;       /* [rows, outputs] */
-    const float *x; /* [rows, inputs] */
-    const void *w;  /* [outputs, inputs] */
-    const float *bias;
+    float *y;              /* [rows, outputs] */
+    const void *x;         /* [rows, inputs] */
+    const void *w;         /* [outputs, inputs] */
+    const float *bias;     /* [outputs] or NULL */
+    const float *residual; /* [rows, outputs], may be y, or NULL */
     int64_t rows, inputs, outputs;
 } gemv_in;
 
@@ -26,10 +27,10 @@ static __device__ __forceinline__ float operand(float x, const dms_bf16 *)
 }
 
 /* N activations from p, aligned to 16 bytes where N > 1. */
-template <typename W, int N>
-static __device__ __forceinline__ void load_operands(float out[N], const float *p)
+template <typename W, int N, typename X>
+static __device__ __forceinline__ void load_operands(float out[N], const X *p)
 {
-    enum { FEW = N < 4 ? N : 4 };
+    enum { WIDEST = 16 / sizeof(X), FEW = N < WIDEST ? N : WIDEST };
 #pragma unroll
     for (int j = 0; j < N; j += FEW)
         dms_load_few<FEW>(out + j, p + j, FEW);
@@ -44,13 +45,13 @@ static __device__ __forceinline__ void load_operands(float out[N], const float *
  * layers want many warps. Each lane sums in the order of k, then lanes are added: the result of
  * a row is the same whatever rows come with it. Rows and outputs beyond the end repeat the last,
  * unstored. */
-template <typename W, int ROWS, int OUT, int N>
+template <typename X, typename W, int ROWS, int OUT, int N>
 static __global__ void __launch_bounds__(GEMV_WARPS *DMS_WARP) gemv_kernel(gemv_in in)
 {
     enum { STEP = DMS_WARP * N, UNROLL = OUT == 1 ? 4 : 1 };
     const int lane = (int)threadIdx.x % DMS_WARP, warp = (int)threadIdx.x / DMS_WARP;
     const int64_t first = ((int64_t)blockIdx.x * GEMV_WARPS + warp) * OUT;
-    const float *__restrict__ x = in.x;
+    const X *__restrict__ x = (const X *)in.x;
     const W *__restrict__ w = (const W *)in.w;
     float sum[ROWS][OUT] = {{0.0f}};
 
@@ -70,61 +71,73 @@ static __global__ void __launch_bounds__(GEMV_WARPS *DMS_WARP) gemv_kernel(gemv_
                 sum[r][i / N] += weights[i / N][i % N] * values[i % N];
         }
     }
+    float mine = 0.0f; /* lane i finishes sum i */
 #pragma unroll
     for (int i = 0; i < ROWS * OUT; i++) {
-        const int64_t r = i / OUT, m = first + i % OUT;
         const float total = dms_warp_sum(sum[i / OUT][i % OUT]);
-        if (lane == i && r < in.rows && m < in.outputs)
-            in.y[r * in.outputs + m] = total + (in.bias ? in.bias[m] : 0.0f);
+        mine = lane == i ? total : mine;
     }
+    const int64_t r = lane / OUT, m = first + lane % OUT, at = r * in.outputs + m;
+    if (r < ROWS && r < in.rows && m < in.outputs)
+        in.y[at] = mine + (in.bias ? in.bias[m] : 0.0f) + (in.residual ? in.residual[at] : 0.0f);
 }
 
-template <typename W, int ROWS, int OUT, int N>
+template <typename X, typename W, int ROWS, int OUT, int N>
 static void launch_rows(const gemv_in *in, cudaStream_t stream)
 {
     const int64_t blocks = (in->outputs + GEMV_WARPS * OUT - 1) / (GEMV_WARPS * OUT);
-    DMS_LAUNCH((gemv_kernel<W, ROWS, OUT, N>), (unsigned)blocks, GEMV_WARPS * DMS_WARP, 0, stream,
-               *in);
+    DMS_LAUNCH((gemv_kernel<X, W, ROWS, OUT, N>), (unsigned)blocks, GEMV_WARPS * DMS_WARP, 0,
+               stream, *in);
 }
 
-template <typename W, int N> static void launch_gemv(const gemv_in *in, cudaStream_t stream)
+template <typename X, typename W, int N>
+static void launch_gemv(const gemv_in *in, cudaStream_t stream)
 {
     if (in->rows == 1)
-        launch_rows<W, 1, 1, N>(in, stream);
+        launch_rows<X, W, 1, 1, N>(in, stream);
     else if (in->rows == 2)
-        launch_rows<W, 2, 1, N>(in, stream);
+        launch_rows<X, W, 2, 1, N>(in, stream);
     else if (in->rows <= 4)
-        launch_rows<W, 4, 2, N>(in, stream);
+        launch_rows<X, W, 4, 2, N>(in, stream);
     else
-        launch_rows<W, GEMV_ROWS, 4, N>(in, stream);
+        launch_rows<X, W, GEMV_ROWS, 4, N>(in, stream);
+}
+
+static const float *optional(const dms_tensor *t)
+{
+    return t ? (const float *)t->data : NULL;
+}
+
+/* WIDE weights at a time where memory allows it. */
+template <typename X, typename W, int WIDE>
+static dms_status launch_typed(const gemv_in *in, cudaStream_t stream)
+{
+    const void *const read[] = {in->x, in->w};
+    if (dms_wide(read, 2) && in->inputs % WIDE == 0)
+        launch_gemv<X, W, WIDE>(in, stream);
+    else
+        launch_gemv<X, W, 1>(in, stream);
+    return DMS_LAUNCHED();
 }
 
 static dms_status few_rows(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                           const dms_tensor *bias)
+                           const dms_tensor *bias, const dms_tensor *residual)
 {
-    const gemv_in in = {(float *)y->data, (const float *)x->data,
-                        w->data,          bias ? (const float *)bias->data : NULL,
-                        dms_rows(x),      w->shape[1],
-                        w->shape[0]};
-    const void *const read[] = {in.x, in.w};
+    const gemv_in in = {(float *)y->data,   x->data,     w->data,     optional(bias),
+                        optional(residual), dms_rows(x), w->shape[1], w->shape[0]};
     const cudaStream_t stream = dms_cuda_stream(x->device);
-    const bool aligned = dms_wide(read, 2), bf16 = w->dtype == DMS_BF16;
 
-    if (bf16 && aligned && in.inputs % 8 == 0)
-        launch_gemv<dms_bf16, 8>(&in, stream);
-    else if (bf16)
-        launch_gemv<dms_bf16, 1>(&in, stream);
-    else if (aligned && in.inputs % 4 == 0)
-        launch_gemv<float, 4>(&in, stream);
-    else
-        launch_gemv<float, 1>(&in, stream);
-    return DMS_LAUNCHED();
+    if (w->dtype == DMS_F32)
+        return launch_typed<float, float, 4>(&in, stream);
+    if (x->dtype == DMS_F32)
+        return launch_typed<float, dms_bf16, 8>(&in, stream);
+    return launch_typed<dms_bf16, dms_bf16, 8>(&in, stream);
 }
 
 /* The bytes of a tensor as an operand beside w, where it must be rounded first. */
 static size_t rounded_bytes(const dms_tensor *t, const dms_tensor *w)
 {
-    return w->dtype == DMS_BF16 ? dms_cuda_part((size_t)dms_count(t) * sizeof(dms_bf16)) : 0;
+    return t->dtype == w->dtype ? 0 : dms_cuda_part((size_t)dms_count(t) * sizeof(dms_bf16));
 }
 
 /* t as an operand beside w: itself, or rounded into *space, which moves on. */
@@ -132,7 +145,7 @@ static dms_status as_operand(const void **out, const dms_tensor *t, const dms_te
                              char **space)
 {
     *out = t->data;
-    if (w->dtype != DMS_BF16)
+    if (t->dtype == w->dtype)
         return DMS_OK;
     *out = *space;
     DMS_TRY(dms_cuda_round(t->device, *space, t->data, dms_count(t)));
@@ -141,38 +154,40 @@ static dms_status as_operand(const void **out, const dms_tensor *t, const dms_te
 }
 
 dms_status dms_cuda_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
-                           const dms_tensor *bias)
+                           const dms_tensor *bias, const dms_tensor *residual)
 {
     const int64_t rows = dms_rows(x), inputs = w->shape[1], outputs = w->shape[0];
+    const size_t bytes = rounded_bytes(x, w);
     void *space = NULL;
-    const void *a = NULL;
     if (rows <= GEMV_ROWS)
-        return rows ? few_rows(y, x, w, bias) : DMS_OK;
-    if (w->dtype == DMS_BF16)
-        DMS_TRY(dms_cuda_scratch(&space, x->device, rounded_bytes(x, w)));
+        return rows ? few_rows(y, x, w, bias, residual) : DMS_OK;
+    if (bytes)
+        DMS_TRY(dms_cuda_scratch(&space, x->device, bytes));
     char *rest = (char *)space;
-    DMS_TRY(as_operand(&a, x, w, &rest));
+    dms_cuda_gemm_operands o = {(float *)y->data, NULL, w->data, optional(bias),
+                                optional(residual)};
+    DMS_TRY(as_operand(&o.a, x, w, &rest));
 
     dms_cuda_gemm_shape shape = {rows, outputs, inputs, inputs, inputs, outputs};
     shape.b_transposed = true;
     shape.bf16 = w->dtype == DMS_BF16;
-    return dms_cuda_gemm(x->device, y->data, a, w->data, bias ? bias->data : NULL, &shape);
+    return dms_cuda_gemm(x->device, &o, &shape);
 }
 
 static __global__ void __launch_bounds__(DMS_BLOCK)
-    add_bias_kernel(float *c, const float *bias, dms_cuda_gemm_shape shape)
+    add_bias_kernel(dms_cuda_gemm_operands o, dms_cuda_gemm_shape shape)
 {
     for (int64_t i = dms_thread(); i < shape.m * shape.n; i += dms_threads()) {
-        const int64_t row = i / shape.n, col = i % shape.n, at = row * shape.ldc + col;
-        c[at] = (shape.add ? c[at] : 0.0f) + bias[col];
+        const int64_t row = i / shape.n, col = i % shape.n, at = row * shape.ldd + col;
+        o.d[at] = (o.c ? o.c[at] : 0.0f) + o.bias[col];
     }
 }
 
-dms_status dms_cuda_add_bias(dms_device *dev, void *c, const void *bias,
+dms_status dms_cuda_add_bias(dms_device *dev, const dms_cuda_gemm_operands *operands,
                              const dms_cuda_gemm_shape *shape)
 {
     DMS_LAUNCH(add_bias_kernel, dms_grid(shape->m * shape->n, DMS_BLOCK, DMS_MOST_BLOCKS),
-               DMS_BLOCK, 0, dms_cuda_stream(dev), (float *)c, (const float *)bias, *shape);
+               DMS_BLOCK, 0, dms_cuda_stream(dev), *operands, *shape);
     return DMS_LAUNCHED();
 }
 
@@ -240,10 +255,11 @@ static dms_status bias_gradient(const dms_tensor *dbias, const dms_tensor *dy, f
 static dms_status input_gradient(const dms_tensor *dx, const void *up, const dms_tensor *w)
 {
     const int64_t inputs = w->shape[1], outputs = w->shape[0];
+    float *to = (float *)dx->data;
+    const dms_cuda_gemm_operands o = {to, up, w->data, NULL, to};
     dms_cuda_gemm_shape shape = {dms_rows(dx), inputs, outputs, outputs, inputs, inputs};
     shape.bf16 = w->dtype == DMS_BF16;
-    shape.add = true;
-    return dms_cuda_gemm(dx->device, dx->data, up, w->data, NULL, &shape);
+    return dms_cuda_gemm(dx->device, &o, &shape);
 }
 
 /* dw += dy^T x */
@@ -251,11 +267,12 @@ static dms_status weight_gradient(const dms_tensor *dw, const void *up, const vo
                                   bool bf16)
 {
     const int64_t inputs = dw->shape[1], outputs = dw->shape[0];
+    float *to = (float *)dw->data;
+    const dms_cuda_gemm_operands o = {to, up, x, NULL, to};
     dms_cuda_gemm_shape shape = {outputs, inputs, rows, outputs, inputs, inputs};
     shape.a_transposed = true;
     shape.bf16 = bf16;
-    shape.add = true;
-    return dms_cuda_gemm(dw->device, dw->data, up, x, NULL, &shape);
+    return dms_cuda_gemm(dw->device, &o, &shape);
 }
 
 dms_status dms_cuda_linear_bwd(const dms_linear_grads *grads, const dms_tensor *dy,

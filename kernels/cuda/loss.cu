@@ -105,7 +105,8 @@ static dms_status make_logits(const loss_job *j, const loss_side *m, int64_t fir
         DMS_LAUNCH(take_rows_kernel<float>, (unsigned)rows, DMS_BLOCK, 0, stream, (float *)m->rows,
                    x, weight, j->dim);
     DMS_TRY(DMS_LAUNCHED());
-    return dms_cuda_gemm(m->w->device, m->logits, m->rows, m->w->data, NULL, &shape);
+    const dms_cuda_gemm_operands o = {m->logits, m->rows, m->w->data};
+    return dms_cuda_gemm(m->w->device, &o, &shape);
 }
 
 /* All logits of a chunk. */
@@ -129,17 +130,20 @@ static dms_status backward(const loss_job *j, const dms_distill_out *out, int64_
     dms_device *dev = student->w->device;
     dms_cuda_gemm_shape shape = {rows, j->dim, j->vocab, j->stride, j->dim, j->dim};
     shape.bf16 = is_bf16(student->w);
-    shape.add = true;
 
-    if (out->dxs)
-        DMS_TRY(dms_cuda_gemm(dev, (float *)out->dxs->data + first * j->dim, j->gradient,
-                              student->w->data, NULL, &shape));
+    if (out->dxs) {
+        float *dx = (float *)out->dxs->data + first * j->dim;
+        const dms_cuda_gemm_operands o = {dx, j->gradient, student->w->data, NULL, dx};
+        DMS_TRY(dms_cuda_gemm(dev, &o, &shape));
+    }
     if (!out->dws)
         return DMS_OK;
     shape.m = j->vocab;
     shape.k = rows;
     shape.a_transposed = true;
-    return dms_cuda_gemm(dev, out->dws->data, j->gradient, student->rows, NULL, &shape);
+    float *dw = (float *)out->dws->data;
+    const dms_cuda_gemm_operands o = {dw, j->gradient, student->rows, NULL, dw};
+    return dms_cuda_gemm(dev, &o, &shape);
 }
 
 dms_status dms_cuda_distill(const dms_distill_out *out, const dms_distill_in *in)

@@ -33,7 +33,8 @@ typedef struct {
 /* Rows of a chunk as an operand, [rows, dim]. Those of weight 0 become zeros: the products would
  * carry what is in them, even NaN, into the gradient of the head. */
 template <typename T>
-static __global__ void take_rows_kernel(T *out, const float *x, const float *weight, int64_t dim)
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    take_rows_kernel(T *out, const float *x, const float *weight, int64_t dim)
 {
     const int64_t row = blockIdx.x;
     const bool skipped = weight[row] == 0;

@@ -1,13 +1,11 @@
-/* RMSNorm in CUDA. A team of threads a row: a warp where rows are short (the norms of queries and
- * keys), else a block. A row is read twice, the second time from the L1 cache. */
-#include "kernels/cuda/wide.cuh"
+/* RMSNorm in CUDA. A team of threads a row: a warp where rows are short, else a block. A row is
+ * read twice, the second time from the L1 cache. */
+#include "kernels/cuda/column_sum.cuh"
 
 enum {
     WARPS = DMS_BLOCK / DMS_WARP,
-    WARP_COLS = 512,      /* the longest row that a warp takes */
-    PARTIALS = 512,       /* blocks of the backward pass: each leaves one partial sum of dw */
-    SLICES = 8,           /* parts in which those are summed */
-    OWN_SHARED = 1 << 10, /* kept for the kernels' static arrays */
+    WARP_COLS = 512,                        /* the longest row that a warp takes */
+    OWN_SHARED = 1 << 10,                   /* kept for the kernels' static arrays */
     ALWAYS_SHARED = (48 << 10) - OWN_SHARED /* dynamic, without asking for more */
 };
 
@@ -31,10 +29,12 @@ template <bool WARP> static __device__ __forceinline__ float team_sum(float v)
 }
 
 typedef struct {
-    float *y, *rstd;
+    void *y; /* f32, or bf16 */
+    float *rstd;
     const float *x, *w;
     int64_t rows, dim;
     float eps;
+    bool bf16;
 } forward;
 
 template <int N, bool WARP>
@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(DMS_BLOCK) rms_norm_kernel(const forwar
 #pragma unroll
             for (int j = 0; j < N; j++)
                 v[j] = v[j] * scale * w[j];
-            dms_store_few<N>(k.y + r * k.dim + i, v, N);
+            dms_store_as<N>(k.y, k.bf16, r * k.dim + i, v, N);
         }
         if (me.at == 0)
             k.rstd[r] = scale;
@@ -89,13 +89,9 @@ dms_status dms_cuda_rms_norm(dms_tensor *y, dms_tensor *rstd, const dms_tensor *
                              const dms_tensor *w, float eps)
 {
     const int64_t dim = dms_count(w), rows = dms_count(x) / dim;
-    const forward k = {(float *)y->data,
-                       (float *)rstd->data,
-                       (const float *)x->data,
-                       (const float *)w->data,
-                       rows,
-                       dim,
-                       eps};
+    const forward k = {
+        y->data, (float *)rstd->data, (const float *)x->data, (const float *)w->data, rows, dim,
+        eps,     y->dtype == DMS_BF16};
     const void *const all[] = {k.y, k.x, k.w};
     const bool wide = dim % 4 == 0 && dms_wide(all, 3);
     LAUNCH_TEAMS(rms_norm_kernel, wide, dim, dms_grid(rows, teams_of_block(dim), INT32_MAX), 0,
@@ -104,7 +100,7 @@ dms_status dms_cuda_rms_norm(dms_tensor *y, dms_tensor *rstd, const dms_tensor *
 }
 
 typedef struct {
-    float *dx, *partial; /* [PARTIALS or fewer, dim]; either may be NULL */
+    float *dx, *partial; /* [DMS_PARTIALS or fewer, dim]; either may be NULL */
     const float *dy, *x, *w, *rstd;
     int64_t rows, dim;
 } backward;
@@ -158,34 +154,8 @@ static __global__ void __launch_bounds__(DMS_BLOCK) rms_norm_bwd_kernel(const ba
     __syncthreads();
     for (int64_t r = me.row; r < k.rows; r += me.row_step)
         row_gradient<N, WARP>(sum, &k, &me, r);
-    __syncthreads();
-    for (int64_t i = threadIdx.x; k.partial && i < k.dim; i += blockDim.x) {
-        float total = sums[i];
-        for (int t = 1; t < teams; t++)
-            total += sums[t * k.dim + i];
-        k.partial[blockIdx.x * k.dim + i] = total;
-    }
-}
-
-/* dw[c] += the sum of the column of partial: SLICES threads sum parts of it, one adds those. */
-static __global__ void __launch_bounds__(DMS_WARP *SLICES)
-    column_sum_kernel(float *dw, const float *partial, int64_t dim, int count)
-{
-    __shared__ float part[SLICES][DMS_WARP];
-    const int64_t c = (int64_t)blockIdx.x * DMS_WARP + threadIdx.x;
-    const int slice = (int)threadIdx.y, each = (count + SLICES - 1) / SLICES;
-    const int end = (slice + 1) * each < count ? (slice + 1) * each : count;
-    float sum = 0.0f;
-
-    for (int p = slice * each; p < end && c < dim; p++)
-        sum += partial[p * dim + c];
-    part[slice][threadIdx.x] = sum;
-    __syncthreads();
-    if (slice != 0 || c >= dim)
-        return;
-    for (int s = 1; s < SLICES; s++)
-        sum += part[s][threadIdx.x];
-    dw[c] += sum;
+    if (k.partial)
+        dms_leave_partial(k.partial, sums, teams, k.dim);
 }
 
 static dms_status allow_shared(const dms_device *dev, int64_t dim, size_t bytes)
@@ -208,7 +178,7 @@ dms_status dms_cuda_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tenso
 {
     const int64_t dim = dms_count(w), rows = dms_count(x) / dim;
     const int teams = teams_of_block(dim);
-    const unsigned blocks = dms_grid(rows, teams, dw ? PARTIALS : INT32_MAX);
+    const unsigned blocks = dms_grid(rows, teams, dw ? DMS_PARTIALS : INT32_MAX);
     const size_t shared = dw ? (size_t)(teams * dim) * sizeof(float) : 0;
     const cudaStream_t stream = dms_cuda_stream(x->device);
     void *partial = NULL;
@@ -230,8 +200,6 @@ dms_status dms_cuda_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tenso
     const bool wide = dim % 4 == 0 && dms_wide(all, 4);
     LAUNCH_TEAMS(rms_norm_bwd_kernel, wide, dim, blocks, shared, stream, k);
     if (dw)
-        DMS_LAUNCH(column_sum_kernel, (unsigned)((dim + DMS_WARP - 1) / DMS_WARP),
-                   dim3(DMS_WARP, SLICES), 0, stream, (float *)dw->data, (const float *)partial,
-                   dim, (int)blocks);
+        dms_add_partials(dw, partial, blocks);
     return DMS_LAUNCHED();
 }

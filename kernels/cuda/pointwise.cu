@@ -2,31 +2,6 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/wide.cuh"
 
-/* y may be a or b: a thread reads its elements before it writes them. */
-template <int N>
-static __global__ void __launch_bounds__(DMS_BLOCK)
-    add_kernel(float *y, const float *a, const float *b, int64_t n)
-{
-    for (int64_t i = N * dms_thread(); i < n; i += N * dms_threads()) {
-        float left[N], right[N];
-        dms_load_few<N>(left, a + i, n - i);
-        dms_load_few<N>(right, b + i, n - i);
-#pragma unroll
-        for (int j = 0; j < N; j++)
-            left[j] += right[j];
-        dms_store_few<N>(y + i, left, n - i);
-    }
-}
-
-dms_status dms_cuda_add(dms_tensor *y, const dms_tensor *a, const dms_tensor *b)
-{
-    const void *const all[] = {y->data, a->data, b->data};
-    const int64_t n = dms_count(a);
-    DMS_LAUNCH_WIDE(add_kernel, dms_wide(all, 3), n, dms_cuda_stream(a->device), (float *)y->data,
-                    (const float *)a->data, (const float *)b->data, n);
-    return DMS_LAUNCHED();
-}
-
 template <int N>
 static __global__ void __launch_bounds__(DMS_BLOCK)
     axpy_kernel(float *y, float scale, const float *x, int64_t n)
@@ -104,7 +79,7 @@ static __device__ __forceinline__ float sigmoid(float x)
 
 template <int N>
 static __global__ void __launch_bounds__(DMS_BLOCK)
-    swiglu_kernel(float *y, const float *gate, const float *up, int64_t n)
+    swiglu_kernel(void *y, bool bf16, const float *gate, const float *up, int64_t n)
 {
     for (int64_t i = N * dms_thread(); i < n; i += N * dms_threads()) {
         float g[N], u[N];
@@ -113,7 +88,7 @@ static __global__ void __launch_bounds__(DMS_BLOCK)
 #pragma unroll
         for (int j = 0; j < N; j++)
             g[j] = g[j] * sigmoid(g[j]) * u[j];
-        dms_store_few<N>(y + i, g, n - i);
+        dms_store_as<N>(y, bf16, i, g, n - i);
     }
 }
 
@@ -121,8 +96,8 @@ dms_status dms_cuda_swiglu(dms_tensor *y, const dms_tensor *gate, const dms_tens
 {
     const void *const all[] = {y->data, gate->data, up->data};
     const int64_t n = dms_count(gate);
-    DMS_LAUNCH_WIDE(swiglu_kernel, dms_wide(all, 3), n, dms_cuda_stream(gate->device),
-                    (float *)y->data, (const float *)gate->data, (const float *)up->data, n);
+    DMS_LAUNCH_WIDE(swiglu_kernel, dms_wide(all, 3), n, dms_cuda_stream(gate->device), y->data,
+                    y->dtype == DMS_BF16, (const float *)gate->data, (const float *)up->data, n);
     return DMS_LAUNCHED();
 }
 

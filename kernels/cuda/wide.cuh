@@ -48,6 +48,17 @@ static __device__ __forceinline__ void dms_store_few(T *p, const float in[N], in
     }
 }
 
+/* The same into f32 or bf16 from element `at` on; all threads agree on the type. */
+template <int N>
+static __device__ __forceinline__ void dms_store_as(void *p, bool bf16, int64_t at,
+                                                    const float in[N], int64_t left)
+{
+    if (bf16)
+        dms_store_few<N>((dms_bf16 *)p + at, in, left);
+    else
+        dms_store_few<N>((float *)p + at, in, left);
+}
+
 /* p[j] += in[j] for j < N and j < left. */
 template <int N>
 static __device__ __forceinline__ void dms_add_few(float *p, const float in[N], int64_t left)

@@ -387,6 +387,16 @@ static bool chosen_for(const algorithm *algo, const problem *p, const void *cons
     return good;
 }
 
+/* C is D, in one layout, or lies apart from it. */
+static bool apart(const problem *p, const void *C, const void *D)
+{
+    const layout *c = p->at[2], *d = p->at[3];
+    const char *from = (const char *)C, *to = (const char *)D;
+    if (C == D)
+        return c->ld == d->ld;
+    return from + c->cols * c->ld * 4 <= to || to + d->cols * d->ld * 4 <= from;
+}
+
 static cublasStatus_t launch(const product *p, bool bf16, cudaStream_t stream)
 {
     const int64_t blocks = (p->m + TILE - 1) / TILE * ((p->n + TILE - 1) / TILE);
@@ -414,7 +424,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t op, 
     const cublasStatus_t status = check(&p);
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
-    if (!chosen_for((const algorithm *)algo, &p, at))
+    if (!chosen_for((const algorithm *)algo, &p, at) || !apart(&p, C, D))
         return CUBLAS_STATUS_INVALID_VALUE;
     const product call = {.a = A,
                           .b = B,

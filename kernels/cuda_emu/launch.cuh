@@ -50,13 +50,13 @@ void launch(const char *text, const shape &of, void (*kernel)(P...),
 
 } // namespace emu
 
-#define DMS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                 \
-    do {                                                                                           \
-        const cudaStream_t stream_ = (stream);                                                     \
-        if (stream_ != DMS_CUDA_NOWHERE)                                                           \
-            emu::launch(#kernel,                                                                   \
-                        emu::shape{dim3(grid), dim3(block), (size_t)(shared_bytes), stream_},      \
-                        kernel, __VA_ARGS__);                                                      \
+#define DMS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
+    do {                                                                                      \
+        const cudaStream_t stream_ = (stream);                                                \
+        if (stream_ != DMS_CUDA_NOWHERE)                                                      \
+            emu::launch(#kernel,                                                              \
+                        emu::shape{dim3(grid), dim3(block), (size_t)(shared_bytes), stream_}, \
+                        kernel, __VA_ARGS__);                                                 \
     } while (0)
 
 #define DMS_ALLOW_SHARED(kernel, bytes)                          \
