@@ -25,7 +25,8 @@ static const dms_rule rope_rule = {"rope", forward, backward, false};
 
 static dms_tensor shape_of_logits(const dms_tensor *x, const dms_rope_spec *spec)
 {
-    const int64_t heads = dms_cols(x) / dms_cols(spec->table), every = spec->borrowed_every;
+    const int64_t heads = dms_cols(x) / dms_cols(spec->table);
+    const int64_t every = spec->borrowed_every ? spec->borrowed_every : 1; /* the op refuses 0 */
     return (dms_tensor){.dtype = DMS_F32,
                         .rank = 3,
                         .shape = {x->shape[0], (heads + every - 1) / every, x->shape[1]}};

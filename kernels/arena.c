@@ -1,7 +1,5 @@
 #include "kernels/arena.h"
 
-static const size_t align = 256; /* cuBLASLt asks for 16; 256 keeps rows sector aligned */
-
 dms_status dms_arena_open(dms_arena *out, dms_device *dev, size_t bytes)
 {
     void *base = NULL;
@@ -24,13 +22,14 @@ void dms_arena_close(dms_arena *arena)
 
 dms_status dms_arena_place(dms_arena *arena, dms_tensor *t)
 {
-    const size_t need = (dms_tensor_bytes(t) + align - 1) / align * align;
+    const size_t need = (dms_tensor_bytes(t) + DMS_PIECE - 1) / DMS_PIECE * DMS_PIECE;
     if (need > arena->size - arena->used)
         return dms_fail(DMS_ERR_NOMEM, "arena of %zu bytes is full, %zu more needed", arena->size,
                         need - (arena->size - arena->used));
     t->device = arena->device;
     /* A measuring arena hands out distinct addresses that nobody may follow. */
-    t->data = arena->base ? arena->base + arena->used : (void *)(uintptr_t)(arena->used + align);
+    t->data =
+        arena->base ? arena->base + arena->used : (void *)(uintptr_t)(arena->used + DMS_PIECE);
     arena->used += need;
     if (arena->used > arena->peak)
         arena->peak = arena->used;

@@ -17,6 +17,10 @@ typedef struct dms_graph dms_graph;
 /* DMS_CUDA_EMU runs the CUDA backend, kernels and all, on the CPU: slow, for tests. */
 typedef enum { DMS_CPU, DMS_CUDA, DMS_CUDA_EMU } dms_device_kind;
 
+/* Bytes: pieces of device memory start and end at multiples of this. cuBLASLt asks for 16; 256
+ * keeps rows aligned to sectors. */
+enum { DMS_PIECE = 256 };
+
 /* Public head of every device; a backend's own state follows it. alloc gives 64-byte aligned
  * memory that the caller ends with release (NULL is legal, and so is memory that queued work
  * uses); its content is undefined. upload returns when `src` may change, download when `dst` is
@@ -45,20 +49,21 @@ struct dms_device {
     dms_status (*replay)(dms_device *dev, dms_graph *graph);
     void (*forget)(dms_device *dev, dms_graph *graph); /* graph may be NULL */
     uint64_t generation; /* grows when scratch memory moved: older graphs must not be replayed */
-    /* NULL, or takes `bytes` of memory in one allocation, from which alloc serves as long as they
-     * last (they come back with close), and `workspace_bytes` for the ops themselves. */
+    /* NULL, or, at most once, takes `bytes` of memory in one allocation, from which alloc serves
+     * as long as they last (they come back with close), and `workspace_bytes` for the ops. */
     dms_status (*reserve)(dms_device *dev, size_t bytes, size_t workspace_bytes);
     /* Memory that nobody has taken yet; 0 where that cannot be known. */
     size_t (*free_bytes)(dms_device *dev);
     /* Of a dry run (dms_device_dry). */
     bool dry;
-    size_t dry_bytes;       /* what alloc was asked for in all, each piece rounded up */
+    size_t dry_bytes;       /* what alloc was asked for in all, in whole pieces */
     size_t workspace_bytes; /* the most that one op needs beside its tensors */
 };
 
-/* Makes an open device one that does nothing and counts: alloc hands out addresses that nobody may
- * follow, uploads are dropped, downloads give zeros, ops check their arguments and note their
- * workspace (0 on the CPU). The same code that works on a device then finds out what it takes. */
+/* Makes a device that was just opened one that does nothing and counts: alloc hands out addresses
+ * that nobody may follow, uploads are dropped, downloads give zeros, ops check their arguments and
+ * note their workspace (0 on the CPU). The same code that works on a device then finds out what it
+ * takes. */
 void dms_device_dry(dms_device *dev);
 
 /* The caller owns *out and ends it with (*out)->close(*out). threads: 0 for one a core, at most

@@ -3,13 +3,13 @@
 
 #include "kernels/device.h"
 
-/* Larger than what either backend rounds an allocation up to. */
-static const size_t align = 256;
-
 static dms_status count_alloc(dms_device *dev, void **out, size_t bytes)
 {
-    *out = (void *)(uintptr_t)(dev->dry_bytes + align); /* distinct, aligned, not NULL */
-    dev->dry_bytes += (bytes + align - 1) / align * align;
+    const size_t pieces = bytes / DMS_PIECE + 1 - (bytes && bytes % DMS_PIECE == 0);
+    *out = (void *)(uintptr_t)(dev->dry_bytes + DMS_PIECE); /* distinct, aligned, not NULL */
+    if (pieces > (SIZE_MAX - dev->dry_bytes) / DMS_PIECE - 1)
+        return dms_fail(DMS_ERR_NOMEM, "%s has no %zu bytes", dev->name, bytes);
+    dev->dry_bytes += pieces * DMS_PIECE;
     return DMS_OK;
 }
 

@@ -200,16 +200,6 @@ dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy
     return RUN(x, rms_norm_bwd, dx, dw, dy, x, w, rstd);
 }
 
-/* x and w of a linear layer. */
-static dms_status check_operands(const dms_tensor *x, const dms_tensor *w)
-{
-    DMS_TRY(expect_weight("w", w, w->shape[0], dms_cols(x)));
-    if (x->dtype == DMS_F32 || (x->dtype == DMS_BF16 && w->dtype == DMS_BF16))
-        return DMS_OK;
-    return dms_fail(DMS_ERR_DTYPE, "x is %s, expected f32%s where w is %s", type_name(x->dtype),
-                    w->dtype == DMS_BF16 ? " or bf16" : "", type_name(w->dtype));
-}
-
 static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
 {
     const int64_t width = dms_cols(spec->table);
@@ -218,6 +208,8 @@ static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)
     if (width % 2 || dms_cols(x) % width)
         return dms_fail(DMS_ERR_SHAPE, "x has %" PRId64 " channels, expected heads of %" PRId64,
                         dms_cols(x), width);
+    if (spec->borrowed_every)
+        DMS_TRY(expect_rank3("x", x));
     DMS_TRY(expect_shape("norm", spec->norm, x->device, DMS_F32, 1, width));
     return expect_count("positions", spec->ids, DMS_I32, dms_rows(x));
 }
@@ -232,7 +224,6 @@ static dms_status check_heads_out(const dms_tensor *z, const dms_tensor *rstd, c
         return DMS_OK;
     if (every < 1)
         return dms_fail(DMS_ERR_ARG, "logits are asked for, but no channel is borrowed");
-    DMS_TRY(expect_rank3("x", x));
     return expect_shape("z", z, x->device, DMS_F32, 3, x->shape[0], (heads + every - 1) / every,
                         x->shape[1]);
 }
@@ -258,6 +249,16 @@ dms_status dms_rope_bwd(const dms_rope_grads *grads, const dms_rope_spec *spec)
     DMS_TRY(check_heads_out(grads->dz, grads->rstd, like, spec));
     DMS_TRY(expect_shape("dw", grads->dw, like->device, DMS_F32, 1, dms_cols(spec->table)));
     return RUN(like, rope_bwd, grads, spec);
+}
+
+/* x and w of a linear layer. */
+static dms_status check_operands(const dms_tensor *x, const dms_tensor *w)
+{
+    DMS_TRY(expect_weight("w", w, w->shape[0], dms_cols(x)));
+    if (x->dtype == DMS_F32 || (x->dtype == DMS_BF16 && w->dtype == DMS_BF16))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_DTYPE, "x is %s, expected f32%s where w is %s", type_name(x->dtype),
+                    w->dtype == DMS_BF16 ? " or bf16" : "", type_name(w->dtype));
 }
 
 dms_status dms_linear(dms_tensor *y, const dms_tensor *x, const dms_tensor *w,
@@ -338,7 +339,7 @@ dms_status dms_gate_soft(dms_tensor *bias, dms_tensor *d, const dms_tensor *z,
     DMS_TRY(expect("the injected noise", gate->injected, z));
     DMS_TRY(expect("bias", bias, z));
     DMS_TRY(expect("d", d, z));
-    return RUN(z, gate_soft, bias, d, z, gate);
+    return dms_count(z) ? RUN(z, gate_soft, bias, d, z, gate) : DMS_OK;
 }
 
 dms_status dms_gate_soft_bwd(dms_tensor *dz, const dms_tensor *dbias, const dms_tensor *pressure,
@@ -359,7 +360,7 @@ dms_status dms_gate_hard(dms_tensor *bias, dms_tensor *d, const dms_tensor *z)
     DMS_TRY(expect_rank3("z", z));
     DMS_TRY(expect("bias", bias, z));
     DMS_TRY(expect("d", d, z));
-    return RUN(z, gate_hard, bias, d, z);
+    return dms_count(z) ? RUN(z, gate_hard, bias, d, z) : DMS_OK;
 }
 
 static dms_status check_attention(const dms_attention_in *in)

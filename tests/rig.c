@@ -68,6 +68,13 @@ dms_tensor rig_shape(int64_t a, int64_t b, int64_t c, int64_t d)
                         .shape = {a, b, c, d}};
 }
 
+dms_tensor rig_shape_i32(int64_t batch, int64_t tokens)
+{
+    dms_tensor t = rig_shape(batch, tokens, 0, 0);
+    t.dtype = DMS_I32;
+    return t;
+}
+
 dms_tensor rig_empty(rig *r, dms_tensor shape)
 {
     must(dms_arena_place(&r->arena, &shape));
@@ -203,4 +210,10 @@ void rig_expect_gradient(rig *r, build_fn *build, dms_var **in, int n_in, float 
     }
     free(weights);
     dms_tape_close(tape);
+}
+
+void rig_expect_failure(dms_status got, dms_status want, const char *text)
+{
+    cr_assert(got == want, "%d: %s", (int)got, dms_error_text());
+    cr_assert(strstr(dms_error_message(), text), "%s", dms_error_message());
 }

@@ -33,6 +33,8 @@ void rig_close(rig *r);
 
 /* Sizes of 0 end the shape: rig_shape(3, 4, 0, 0) is [3, 4]. */
 dms_tensor rig_shape(int64_t a, int64_t b, int64_t c, int64_t d);
+/* [batch, tokens] of i32. */
+dms_tensor rig_shape_i32(int64_t batch, int64_t tokens);
 /* Memory in the arena; contents undefined, or uniform noise in [-1, 1), or zero. */
 dms_tensor rig_empty(rig *r, dms_tensor shape);
 dms_tensor rig_noise(rig *r, dms_tensor shape);
@@ -46,6 +48,8 @@ float *rig_read(const dms_tensor *t);
 /* The next number of the rig's generator, in [-1, 1). */
 float rig_random(rig *r);
 
+/* The call failed with `want`, and its message has `text` in it. */
+void rig_expect_failure(dms_status got, dms_status want, const char *text);
 /* |got - want| <= atol + rtol*|want| for each element. */
 void rig_expect(const char *what, const dms_tensor *got, const float *want, float rtol, float atol);
 /* Compares every gradient of build(in) with central differences. */

@@ -173,20 +173,14 @@ Test(cuda_run, decodes_without_reading_inside_a_step)
 
 /* ---- failures ---------------------------------------------------------------------------- */
 
-static void expect_message(dms_status got, dms_status want, const char *text)
-{
-    cr_assert(got == want, "%d: %s", (int)got, dms_error_text());
-    cr_assert(strstr(dms_error_message(), text), "%s", dms_error_message());
-}
-
 Test(cuda_run, too_little_memory_says_how_much_there_is)
 {
     void *block = NULL;
     setenv("DMS_CUDA_EMU_BYTES", "67108864", 1);
     dms_device *dev = rig_open_device(rig_device(), 1);
     const size_t bytes = (size_t)1 << 50;
-    expect_message(dev->alloc(dev, &block, bytes), DMS_ERR_NOMEM,
-                   "1073741824.000 MiB were asked for");
+    rig_expect_failure(dev->alloc(dev, &block, bytes), DMS_ERR_NOMEM,
+                       "1073741824.000 MiB were asked for");
     cr_assert(strstr(dms_error_message(), "MiB free of "), "%s", dms_error_message());
     must(dev->alloc(dev, &block, 1 << 20)); /* the device goes on */
     dev->release(dev, block);
@@ -198,7 +192,7 @@ static void expect_cut_short(const char *path, int64_t bytes, const char *text)
 {
     dms_device *dev = NULL;
     cr_assert_eq(truncate(path, bytes), 0);
-    expect_message(dms_device_open(&dev, DMS_CUDA_EMU, 1), DMS_ERR_DEVICE, text);
+    rig_expect_failure(dms_device_open(&dev, DMS_CUDA_EMU, 1), DMS_ERR_DEVICE, text);
     cr_assert(strstr(dms_error_message(), path), "%s", dms_error_message());
     cr_assert_null(dev);
 }
@@ -293,8 +287,8 @@ Test(cuda_run, a_kernel_that_fails_is_named_with_its_op_and_shape)
     const dms_tensor positions = rig_upload(&r, like, (int32_t[]){0});
     const dms_tensor k = rig_noise(&r, rig_shape(1, 1, 16, 0));
     const dms_paged_rows rows = {&sequences, &positions, 0, false};
-    expect_message(dms_paged_append(dms_cache_paged(cache), &rows, &k, &k, NULL), DMS_ERR_DEVICE,
-                   "paged_append of [1, 1, 16] f32 on cuda_emu");
+    rig_expect_failure(dms_paged_append(dms_cache_paged(cache), &rows, &k, &k, NULL),
+                       DMS_ERR_DEVICE, "paged_append of [1, 1, 16] f32 on cuda_emu");
     dms_cache_close(cache);
     rig_close(&r);
 }
@@ -306,7 +300,7 @@ Test(cuda_run, a_head_too_wide_is_a_shape_error)
     const dms_tensor q = rig_noise(&r, rig_shape(1, 3, E, 0));
     dms_tensor o = rig_empty(&r, q), lse = rig_empty(&r, rig_shape(1, 1, 3, 0));
     const dms_attention_in in = {&q, &q, &q, NULL, 0, (int)E, false};
-    expect_message(dms_attention(&o, &lse, &in), DMS_ERR_SHAPE, "264");
+    rig_expect_failure(dms_attention(&o, &lse, &in), DMS_ERR_SHAPE, "264");
     cr_assert(strstr(dms_error_message(), "attention of [1, 3, 264]"), "%s", dms_error_message());
     rig_close(&r);
 }

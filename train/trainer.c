@@ -29,7 +29,6 @@ struct dms_trainer {
     dms_metrics *metrics; /* NULL in a dry run */
     int32_t *ids, *next;  /* [accumulate*batch, T]: the tokens of a step */
     int64_t step;         /* the next one to run */
-    size_t free_bytes;    /* of the device, before anything was allocated; 0: not known */
     int lock;             /* file descriptor that holds the run folder's lock; -1: none */
     char before[DMS_ARITHMETIC_SIZE], now[DMS_ARITHMETIC_SIZE]; /* of the checkpoint, and here */
     bool dropped; /* the borrowed q rows were set to zero: the fade is over */
@@ -69,7 +68,6 @@ static dms_status open_device(dms_trainer *t, const dms_trainer_memory *memory)
 {
     DMS_TRY(dms_trainer_open_device(&t->device, &t->recipe));
     dms_device *dev = t->device;
-    t->free_bytes = dev->free_bytes(dev);
     if (!memory)
         dms_device_dry(dev);
     else if (dev->reserve && memory->bytes)
@@ -227,12 +225,15 @@ static dms_state state_of(dms_trainer *t)
                        .cr = t->step ? stage_at(t, t->step - 1).cr : 1};
 }
 
-/* One run a folder: the lock ends with the process, however that ends. */
+/* One run a folder: the lock ends with the process, however that ends. A dry run makes no file. */
 static dms_status lock_folder(dms_trainer *t)
 {
     char path[DMS_PATH_SIZE + 32];
+    const bool dry = t->device->dry;
     snprintf(path, sizeof(path), "%s/lock", t->recipe.run.folder);
-    t->lock = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    t->lock = open(path, (dry ? 0 : O_CREAT) | O_RDWR | O_CLOEXEC, 0666);
+    if (t->lock < 0 && dry)
+        return DMS_OK;
     if (t->lock < 0)
         return dms_fail(DMS_ERR_IO, "%s cannot be written: %s", path, strerror(errno));
     if (flock(t->lock, LOCK_EX | LOCK_NB))
@@ -284,7 +285,7 @@ static dms_status open_parts(dms_trainer *t, const dms_trainer_memory *memory)
     DMS_TRY(open_student(t));
     DMS_TRY(open_data(t));
     DMS_TRY(open_objective(t));
-    return memory ? open_folder(t) : DMS_OK;
+    return memory ? open_folder(t) : lock_folder(t);
 }
 
 dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe,
@@ -508,11 +509,6 @@ bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to)
     *from = t->before;
     *to = t->now;
     return t->before[0] && strcmp(t->before, t->now) != 0;
-}
-
-size_t dms_trainer_free_bytes(const dms_trainer *t)
-{
-    return t->free_bytes;
 }
 
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t)

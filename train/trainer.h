@@ -75,7 +75,6 @@ int64_t dms_trainer_step(const dms_trainer *t); /* the next one to run */
 bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to);
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t);
 size_t dms_trainer_activation_bytes(const dms_trainer *t);
-size_t dms_trainer_free_bytes(const dms_trainer *t); /* before it allocated anything; 0: unknown */
 
 /* The device that a recipe names; the caller closes it. */
 dms_status dms_trainer_open_device(dms_device **out, const dms_recipe *recipe);

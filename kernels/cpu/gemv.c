@@ -155,6 +155,7 @@ static void reorder(float *out, const dms_tensor *x)
             reorder_f32(out, (const float *)x->data + r * inputs, inputs);
     }
 }
+
 void DMS_CPU(gemv)(const dms_gemv_in *in, float *y)
 {
     static dot_fn *const dots[2][DMS_GEMV_ROWS] = {

@@ -6,10 +6,8 @@
 #include <math.h>
 #include <stdint.h>
 
-enum {
-    DMS_ROW_LANES = 16,
-    DMS_ROW_CHUNK = 64
-}; /* rows whose weight gradient is summed in one go */
+enum { DMS_ROW_LANES = 16 };
+enum { DMS_ROW_CHUNK = 64 }; /* rows whose weight gradient is summed in one go */
 
 /* Sum of a[i]*b[i]*c[i]. */
 static inline float dms_row_dot3(const float *a, const float *b, const float *c, int64_t n)

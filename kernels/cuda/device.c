@@ -51,16 +51,16 @@ dms_status dms_cuda_failed(cudaError_t error, const char *call, const char *file
 static dms_status cuda_alloc(dms_device *dev, void **out, size_t bytes)
 {
     dms_cuda_device *cuda = dms_cuda_of(dev);
-    const size_t rounded = dms_cuda_part(bytes);
+    const size_t wanted = bytes ? bytes : 1, rounded = dms_cuda_part(wanted);
     size_t free_bytes = 0, all = 0;
     if (cuda->recording)
         return dms_fail(DMS_ERR_DEVICE, "memory was asked for while a graph was recorded");
-    if (rounded <= cuda->reserved_bytes - cuda->reserved_used) {
+    if (rounded >= wanted && rounded <= cuda->reserved_bytes - cuda->reserved_used) {
         *out = cuda->reserved + cuda->reserved_used;
         cuda->reserved_used += rounded;
         return DMS_OK;
     }
-    const cudaError_t error = cudaMalloc(out, bytes ? bytes : 1);
+    const cudaError_t error = cudaMalloc(out, wanted);
     if (error != cudaErrorMemoryAllocation) {
         DMS_CUDA_TRY(error);
         return DMS_OK;
@@ -165,6 +165,8 @@ static dms_status cuda_reserve(dms_device *dev, size_t bytes, size_t workspace_b
     dms_cuda_device *cuda = dms_cuda_of(dev);
     const size_t all = dms_cuda_part(bytes) + dms_cuda_part(workspace_bytes);
     void *block = NULL;
+    if (cuda->reserved)
+        return dms_fail(DMS_ERR_ARG, "the memory of %s was reserved before", dev->name);
     DMS_TRY(cuda_alloc(dev, &block, all));
     cuda->reserved = block;
     cuda->reserved_bytes = all;

@@ -71,7 +71,7 @@ dms_status dms_cuda_copy(dms_device *dev, void *dst, const void *src, size_t byt
 /* Bytes rounded up so that the next part of a scratch block is aligned too. */
 static inline size_t dms_cuda_part(size_t bytes)
 {
-    return (bytes + 255) / 256 * 256;
+    return (bytes + DMS_PIECE - 1) / DMS_PIECE * DMS_PIECE;
 }
 
 /* A CUDA failure as ours: names the call. Clears it in the runtime, so that the next launch does

@@ -1,6 +1,6 @@
 /* Linear layers on CUDA: GEMM by cuBLASLt, a kernel of our own for a few rows. */
+#include "kernels/cuda/column_sum.cuh"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/wide.cuh"
 
 enum { GEMV_ROWS = 8, GEMV_WARPS = 4 };
 enum { SUM_WARPS = 8, MOST_CHUNKS = 1024 };
@@ -213,18 +213,6 @@ static __global__ void __launch_bounds__(SUM_WARPS *DMS_WARP)
     partial[blockIdx.y * cols + col] = sum;
 }
 
-static __global__ void __launch_bounds__(DMS_BLOCK)
-    add_partial_sums_kernel(float *dbias, const float *partial, int64_t chunks, int64_t cols)
-{
-    for (int64_t col = dms_thread(); col < cols; col += dms_threads()) {
-        float sum = 0.0f;
-#pragma unroll 4
-        for (int64_t p = 0; p < chunks; p++)
-            sum += partial[p * cols + col];
-        dbias[col] += sum;
-    }
-}
-
 /* Rows of dy that one block sums: the order of additions depends on the shape alone. */
 static int64_t chunk_of(int64_t rows)
 {
@@ -238,7 +226,7 @@ static int64_t chunks_of(int64_t rows)
 }
 
 /* dbias += column sums of dy; partial: [chunks_of(rows), cols]. */
-static dms_status bias_gradient(const dms_tensor *dbias, const dms_tensor *dy, float *partial)
+static dms_status bias_gradient(dms_tensor *dbias, const dms_tensor *dy, float *partial)
 {
     const int64_t rows = dms_rows(dy), cols = dms_cols(dy), chunks = chunks_of(rows);
     const cudaStream_t stream = dms_cuda_stream(dy->device);
@@ -246,8 +234,7 @@ static dms_status bias_gradient(const dms_tensor *dbias, const dms_tensor *dy, f
 
     DMS_LAUNCH(partial_sums_kernel, grid, dim3(DMS_WARP, SUM_WARPS), 0, stream, partial,
                (const float *)dy->data, rows, cols, chunk_of(rows));
-    DMS_LAUNCH(add_partial_sums_kernel, dms_grid(cols, DMS_BLOCK, DMS_MOST_BLOCKS), DMS_BLOCK, 0,
-               stream, (float *)dbias->data, (const float *)partial, chunks, cols);
+    dms_add_partials(dbias, partial, (unsigned)chunks);
     return DMS_LAUNCHED();
 }
 
