@@ -9,13 +9,16 @@
 #include "autograd/tape.h"
 
 /* pointwise.c */
-/* ids: [B, T]   w: [V, D]   returns [B, T, D] */
-dms_var *dms_ad_embedding(dms_tape *tape, const dms_tensor *ids, dms_var *w);
-/* Returns f32 or bf16, as `dtype` says. */
+/* ids: [B, T]   w: [V, D]   residual: [B, T, D], is added, may be NULL   returns [B, T, D] */
+dms_var *dms_ad_embedding(dms_tape *tape, const dms_tensor *ids, dms_var *w, dms_var *residual);
+/* These return f32 or bf16, as `dtype` says. */
 dms_var *dms_ad_swiglu(dms_tape *tape, dms_var *gate, dms_var *up, dms_dtype dtype);
+dms_var *dms_ad_gelu(dms_tape *tape, dms_var *x, dms_dtype dtype);
 
 /* norm.c; returns f32 or bf16, as `dtype` says */
 dms_var *dms_ad_rms_norm(dms_tape *tape, dms_var *x, dms_var *w, float eps, dms_dtype dtype);
+dms_var *dms_ad_layer_norm(dms_tape *tape, dms_var *x, dms_var *w, dms_var *bias, float eps,
+                           dms_dtype dtype);
 
 /* rope.c: x: [B, T, heads*E]   w: [E], the weight of a norm of each head, or NULL (spec->norm is
  * not read)   *z: [B, G, T], logits of the gate's neurons, where z is not NULL: then

@@ -172,6 +172,19 @@ dms_status dms_swiglu_bwd(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *
     return RUN(gate, swiglu_bwd, dgate, dup, dy, gate, up);
 }
 
+dms_status dms_gelu(dms_tensor *y, const dms_tensor *x)
+{
+    DMS_TRY(expect_activation("y", y, x));
+    return RUN(x, gelu, y, x);
+}
+
+dms_status dms_gelu_bwd(dms_tensor *dx, const dms_tensor *dy, const dms_tensor *x)
+{
+    DMS_TRY(expect("dy", dy, x));
+    DMS_TRY(expect("dx", dx, x));
+    return dx ? RUN(x, gelu_bwd, dx, dy, x) : DMS_OK;
+}
+
 static dms_status check_norm(const dms_tensor *x, const dms_tensor *w, const dms_tensor *rstd)
 {
     const int64_t dim = dms_count(w);
@@ -198,6 +211,33 @@ dms_status dms_rms_norm_bwd(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy
     DMS_TRY(expect("dx", dx, x));
     DMS_TRY(expect("dw", dw, w));
     return RUN(x, rms_norm_bwd, dx, dw, dy, x, w, rstd);
+}
+
+static dms_status check_layer_norm(const dms_tensor *x, const dms_tensor *w,
+                                   const dms_tensor *stats)
+{
+    DMS_TRY(expect_shape("w", w, x->device, DMS_F32, 1, dms_cols(x)));
+    return expect_shape("stats", stats, x->device, DMS_F32, 2, (int64_t)2, dms_rows(x));
+}
+
+dms_status dms_layer_norm(dms_tensor *y, dms_tensor *stats, const dms_tensor *x,
+                          const dms_tensor *w, const dms_tensor *bias, float eps)
+{
+    DMS_TRY(check_layer_norm(x, w, stats));
+    DMS_TRY(expect("bias", bias, w));
+    DMS_TRY(expect_activation("y", y, x));
+    return RUN(x, layer_norm, y, stats, x, w, bias, eps);
+}
+
+dms_status dms_layer_norm_bwd(const dms_layer_norm_grads *grads, const dms_tensor *dy,
+                              const dms_tensor *x, const dms_tensor *w, const dms_tensor *stats)
+{
+    DMS_TRY(check_layer_norm(x, w, stats));
+    DMS_TRY(expect("dy", dy, x));
+    DMS_TRY(expect("dx", grads->dx, x));
+    DMS_TRY(expect("dw", grads->dw, w));
+    DMS_TRY(expect("dbias", grads->dbias, w));
+    return RUN(x, layer_norm_bwd, grads, dy, x, w, stats);
 }
 
 static dms_status check_rope(const dms_tensor *x, const dms_rope_spec *spec)

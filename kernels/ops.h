@@ -48,6 +48,12 @@ typedef dms_status dms_swiglu_fn(dms_tensor *y, const dms_tensor *gate, const dm
 typedef dms_status dms_swiglu_bwd_fn(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *dy,
                                      const dms_tensor *gate, const dms_tensor *up);
 
+/* The tanh form of GELU (Hendrycks & Gimpel 2016; gelu_new of transformers), element by element:
+ * y = x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))); y: f32 or bf16, rounded to nearest even.
+ */
+typedef dms_status dms_gelu_fn(dms_tensor *y, const dms_tensor *x);
+typedef dms_status dms_gelu_bwd_fn(dms_tensor *dx, const dms_tensor *dy, const dms_tensor *x);
+
 /* ---- norm ----------------------------------------------------------------------------------- */
 
 /* RMSNorm of each group of D consecutive channels: y[r,:] = x[r,:] * w * rstd[r],
@@ -58,6 +64,19 @@ typedef dms_status dms_rms_norm_fn(dms_tensor *y, dms_tensor *rstd, const dms_te
 typedef dms_status dms_rms_norm_bwd_fn(dms_tensor *dx, dms_tensor *dw, const dms_tensor *dy,
                                        const dms_tensor *x, const dms_tensor *w,
                                        const dms_tensor *rstd);
+
+/* LayerNorm of each row of D channels (Ba et al. 2016): y[r,:] = (x[r,:] - mean[r]) * rstd[r] * w +
+ * bias, rstd[r] = 1/sqrt(mean((x[r,:] - mean[r])^2) + eps).   w, bias: [D]   x, y: [.., D]; y: f32
+ * or bf16, rounded to nearest even   stats: [2, rows], mean and rstd, kept for the backward pass.
+ */
+typedef dms_status dms_layer_norm_fn(dms_tensor *y, dms_tensor *stats, const dms_tensor *x,
+                                     const dms_tensor *w, const dms_tensor *bias, float eps);
+typedef struct {
+    dms_tensor *dx, *dw, *dbias;
+} dms_layer_norm_grads;
+typedef dms_status dms_layer_norm_bwd_fn(const dms_layer_norm_grads *grads, const dms_tensor *dy,
+                                         const dms_tensor *x, const dms_tensor *w,
+                                         const dms_tensor *stats);
 
 /* ---- rope ----------------------------------------------------------------------------------- */
 
@@ -261,10 +280,14 @@ typedef dms_status dms_adamw_fn(const dms_adamw_state *state, const dms_tensor *
     X(embedding_bwd)      \
     X(swiglu)             \
     X(swiglu_bwd)         \
+    X(gelu)               \
+    X(gelu_bwd)           \
     X(rope)               \
     X(rope_bwd)           \
     X(rms_norm)           \
     X(rms_norm_bwd)       \
+    X(layer_norm)         \
+    X(layer_norm_bwd)     \
     X(linear)             \
     X(linear_bwd)         \
     X(eviction_logit)     \

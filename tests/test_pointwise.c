@@ -188,6 +188,67 @@ Test(pointwise, gradients_agree_with_finite_differences)
     rig_close(&r);
 }
 
+/* ---- gelu -------------------------------------------------------------------------------- */
+
+static double gelu_of(double x)
+{
+    return x / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+}
+
+ParameterizedTestParameters(pointwise, gelu_and_its_gradient_follow_their_definitions)
+{
+    return rig_devices();
+}
+
+/* The derivative by central differences of the definition in double, good to 1e-9. */
+ParameterizedTest(dms_device_kind *kind, pointwise, gelu_and_its_gradient_follow_their_definitions)
+{
+    rig r = rig_open(*kind);
+    for (size_t s = 0; s < COUNT(sizes); s++) {
+        const int64_t n = sizes[s];
+        dms_tensor x = wide_noise(&r, n, s % 2 ? 60.0f : 4.0f), dy = rig_noise(&r, x), half = x;
+        dms_tensor dx = rig_noise(&r, x), y = rig_empty(&r, x), cast = x;
+        half.dtype = cast.dtype = DMS_BF16;
+        half = rig_empty(&r, half);
+        cast = rig_empty(&r, cast);
+        float *in = rig_read(&x), *d = rig_read(&dy), *want = rig_read(&y), *grad = rig_read(&dx);
+        for (int64_t i = 0; i < n; i++) {
+            const double at = (double)in[i], h = 1e-5;
+            want[i] = (float)gelu_of(at);
+            grad[i] += (float)((double)d[i] * (gelu_of(at + h) - gelu_of(at - h)) / (2 * h));
+        }
+        must(dms_gelu(&y, &x));
+        must(dms_gelu_bwd(&dx, &dy, &x));
+        /* where tanh is near -1 the definition's own 1 + tanh loses what a sigmoid keeps */
+        rig_expect("y", &y, want, 2e-6f, 1e-6f);
+        rig_expect("dx", &dx, grad, 2e-6f, 2e-6f);
+        must(dms_gelu(&half, &x));
+        must(dms_cast(&cast, &y));
+        float *rounded = rig_read(&cast);
+        rig_expect("y in bf16", &half, rounded, 0, 0);
+        must(dms_gelu_bwd(NULL, &dy, &x));
+        free(in);
+        free(d);
+        free(want);
+        free(grad);
+        free(rounded);
+    }
+    rig_close(&r);
+}
+
+static dms_var *gelu(dms_tape *tape, dms_var **in)
+{
+    return dms_ad_gelu(tape, in[0], DMS_F32);
+}
+
+Test(pointwise, gradient_of_gelu_agrees_with_finite_differences)
+{
+    rig r = rig_open(rig_device());
+    dms_var x = rig_var(&r, rig_shape(3, 7, 0, 0));
+    rig_expect_gradient(&r, gelu, (dms_var *[]){&x}, 1, 1e-2f, 1e-3f);
+    rig_close(&r);
+}
+
 /* ---- embedding --------------------------------------------------------------------------- */
 
 ParameterizedTestParameters(pointwise, embedding_looks_rows_up_and_adds_repeated_tokens)
@@ -233,16 +294,18 @@ static const dms_tensor *gradient_ids;
 
 static dms_var *embedding(dms_tape *tape, dms_var **in)
 {
-    return dms_ad_embedding(tape, gradient_ids, in[0]);
+    return dms_ad_embedding(tape, gradient_ids, in[0], in[1]);
 }
 
 Test(pointwise, embedding_gradient_agrees_with_finite_differences)
 {
     rig r = rig_open(rig_device());
     const dms_tensor ids = rig_upload(&r, rig_shape_i32(2, 3), (int32_t[]){1, 1, 3, 0, 1, 3});
-    dms_var w = rig_var(&r, rig_shape(4, 5, 0, 0));
+    dms_var w = rig_var(&r, rig_shape(4, 5, 0, 0)), other = rig_var(&r, w.value);
+    dms_var residual = rig_var(&r, rig_shape(2, 3, 5, 0));
     gradient_ids = &ids;
-    rig_expect_gradient(&r, embedding, (dms_var *[]){&w}, 1, 1e-2f, 1e-3f);
+    rig_expect_gradient(&r, embedding, (dms_var *[]){&w, NULL}, 1, 1e-2f, 1e-3f);
+    rig_expect_gradient(&r, embedding, (dms_var *[]){&other, &residual}, 2, 1e-2f, 1e-3f);
     rig_close(&r);
 }
 
@@ -264,7 +327,7 @@ Test(pointwise, tokens_outside_the_vocabulary_are_refused)
 
 /* ---- all of them ------------------------------------------------------------------------- */
 
-enum { OUTPUTS = 8, VOCAB = 40 };
+enum { OUTPUTS = 10, VOCAB = 40 };
 
 /* Everything that runs on a team of threads, with lengths that no team divides evenly. */
 static void run_all(rig *r, dms_tensor out[OUTPUTS])
@@ -287,6 +350,8 @@ static void run_all(rig *r, dms_tensor out[OUTPUTS])
     must(dms_embedding(&out[4], &ids, &w));
     must(dms_swiglu(&out[5], &a, &b));
     must(dms_swiglu_bwd(&out[6], &out[7], &out[5], &a, &b));
+    must(dms_gelu(&out[8], &a));
+    must(dms_gelu_bwd(&out[9], &b, &a));
 }
 
 Test(pointwise, has_the_same_bits_with_any_number_of_threads)
@@ -325,6 +390,8 @@ Test(pointwise, names_the_tensor_that_does_not_fit)
     rig_expect_failure(dms_swiglu(&a, &a, &b), DMS_ERR_SHAPE, "up is [2, 3, 5] f32");
     rig_expect_failure(dms_swiglu(&b, &a, &a), DMS_ERR_SHAPE, "y is [2, 3, 5] f32");
     rig_expect_failure(dms_swiglu_bwd(&a, &b, &a, &a, &a), DMS_ERR_SHAPE, "dup is [2, 3, 5] f32");
+    rig_expect_failure(dms_gelu(&b, &a), DMS_ERR_SHAPE, "y is [2, 3, 5] f32");
+    rig_expect_failure(dms_gelu_bwd(&b, &a, &a), DMS_ERR_SHAPE, "dx is [2, 3, 5] f32");
     rig_expect_failure(dms_embedding(&a, &ids, &w), DMS_ERR_SHAPE, "ids is [2, 4] i32, expected 6");
     rig_expect_failure(dms_embedding_bwd(&w, &a, &ids), DMS_ERR_SHAPE,
                        "ids is [2, 4] i32, expected 6");

@@ -116,6 +116,47 @@ dms_status DMS_CPU(swiglu)(dms_tensor *y, const dms_tensor *gate, const dms_tens
     return DMS_OK;
 }
 
+/* t(x) of GELU's tanh form, which is x*sigmoid(t(x)). */
+static inline float gelu_gate(float x)
+{
+    return 1.5957691216f * (x + 0.044715f * x * x * x); /* 2*sqrt(2/pi) */
+}
+
+dms_status DMS_CPU(gelu)(dms_tensor *y, const dms_tensor *x)
+{
+    const float *in = x->data;
+    const int64_t n = dms_count(x);
+
+    if (y->dtype == DMS_BF16) {
+        uint16_t *out = y->data;
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = dms_bf16_from_f32(in[i] * sigmoid(gelu_gate(in[i])));
+    } else {
+        float *out = y->data;
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = in[i] * sigmoid(gelu_gate(in[i]));
+    }
+    return DMS_OK;
+}
+
+/* With s = sigmoid(t(x)): dx = dy*s*(1 + x*(1 - s)*t'(x)). */
+dms_status DMS_CPU(gelu_bwd)(dms_tensor *dx, const dms_tensor *dy, const dms_tensor *x)
+{
+    const float *in = x->data, *d = dy->data;
+    float *out = dx->data;
+    const int64_t n = dms_count(x);
+
+#pragma omp parallel for simd schedule(static) if (parallel : n > DMS_CPU_FORK)
+    for (int64_t i = 0; i < n; i++) {
+        const float s = sigmoid(gelu_gate(in[i]));
+        const float slope = 1.5957691216f * (1.0f + 0.134145f * in[i] * in[i]);
+        out[i] += d[i] * s * (1.0f + in[i] * (1.0f - s) * slope);
+    }
+    return DMS_OK;
+}
+
 /* With s = sigmoid(gate): dgate = dy*up*s*(1 + gate*(1 - s)), dup = dy*gate*s. */
 dms_status DMS_CPU(swiglu_bwd)(dms_tensor *dgate, dms_tensor *dup, const dms_tensor *dy,
                                const dms_tensor *gate, const dms_tensor *up)

@@ -101,6 +101,63 @@ dms_status dms_cuda_swiglu(dms_tensor *y, const dms_tensor *gate, const dms_tens
     return DMS_LAUNCHED();
 }
 
+/* t(x) of GELU's tanh form, which is x*sigmoid(t(x)). */
+static __device__ __forceinline__ float gelu_gate(float x)
+{
+    return 1.5957691216f * (x + 0.044715f * x * x * x); /* 2*sqrt(2/pi) */
+}
+
+template <int N>
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gelu_kernel(void *y, bool bf16, const float *x, int64_t n)
+{
+    for (int64_t i = N * dms_thread(); i < n; i += N * dms_threads()) {
+        float v[N];
+        dms_load_few<N>(v, x + i, n - i);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            v[j] = v[j] * sigmoid(gelu_gate(v[j]));
+        dms_store_as<N>(y, bf16, i, v, n - i);
+    }
+}
+
+dms_status dms_cuda_gelu(dms_tensor *y, const dms_tensor *x)
+{
+    const void *const all[] = {y->data, x->data};
+    const int64_t n = dms_count(x);
+    DMS_LAUNCH_WIDE(gelu_kernel, dms_wide(all, 2), n, dms_cuda_stream(x->device), y->data,
+                    y->dtype == DMS_BF16, (const float *)x->data, n);
+    return DMS_LAUNCHED();
+}
+
+/* With s = sigmoid(t(x)): dx += dy*s*(1 + x*(1 - s)*t'(x)). */
+template <int N>
+static __global__ void __launch_bounds__(DMS_BLOCK)
+    gelu_bwd_kernel(float *dx, const float *dy, const float *x, int64_t n)
+{
+    for (int64_t i = N * dms_thread(); i < n; i += N * dms_threads()) {
+        float d[N], v[N];
+        dms_load_few<N>(d, dy + i, n - i);
+        dms_load_few<N>(v, x + i, n - i);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            const float s = sigmoid(gelu_gate(v[j]));
+            const float slope = 1.5957691216f * (1.0f + 0.134145f * v[j] * v[j]);
+            d[j] *= s * (1.0f + v[j] * (1.0f - s) * slope);
+        }
+        dms_add_few<N>(dx + i, d, n - i);
+    }
+}
+
+dms_status dms_cuda_gelu_bwd(dms_tensor *dx, const dms_tensor *dy, const dms_tensor *x)
+{
+    const void *const all[] = {dx->data, dy->data, x->data};
+    const int64_t n = dms_count(x);
+    DMS_LAUNCH_WIDE(gelu_bwd_kernel, dms_wide(all, 3), n, dms_cuda_stream(x->device),
+                    (float *)dx->data, (const float *)dy->data, (const float *)x->data, n);
+    return DMS_LAUNCHED();
+}
+
 /* With s = sigmoid(gate): dgate += dy*up*s*(1 + gate*(1 - s)), dup += dy*gate*s. */
 typedef struct {
     float *dgate, *dup; /* either may be NULL */
