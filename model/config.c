@@ -1,6 +1,7 @@
 #include "model/config.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,10 +44,13 @@ static dms_status get_real(double *out, const json_t *keys, const char *key, dou
     return DMS_OK;
 }
 
-static dms_status get_bool(bool *out, const json_t *keys, const char *key)
+static dms_status get_bool(bool *out, const json_t *keys, const char *key, bool fallback)
 {
     const json_t *v = json_object_get(keys, key);
-    if (v && !json_is_null(v) && !json_is_boolean(v))
+    *out = fallback;
+    if (!v || json_is_null(v))
+        return DMS_OK;
+    if (!json_is_boolean(v))
         return dms_config_refuse(key, v, "true or false");
     *out = json_is_true(v);
     return DMS_OK;
@@ -60,41 +64,47 @@ static bool holds(const json_t *keys, const char *key, const char *fallback, con
     return found && !strcmp(found, text);
 }
 
-/* An option that the forward pass has only one value for. */
-static dms_status refuse_if_true(const json_t *keys, const char *key)
+/* An option that the forward pass has only one value for: false, or true where `key` begins with !.
+ */
+static dms_status refuse_other(const json_t *keys, const char *key)
 {
+    const bool expected = key[0] == '!';
     bool set;
-    DMS_TRY(get_bool(&set, keys, key));
-    if (set)
-        return dms_config_refuse(key, json_object_get(keys, key), "false: it is not supported");
+    key += expected;
+    DMS_TRY(get_bool(&set, keys, key, expected));
+    if (set != expected)
+        return dms_config_refuse(key, json_object_get(keys, key),
+                                 expected ? "true: it is not supported otherwise"
+                                          : "false: it is not supported");
     return DMS_OK;
 }
 
-static dms_status parse_sizes(dms_config *c, const json_t *keys)
+static dms_status parse_sizes(dms_config *c, const json_t *keys, const dms_family *f)
 {
     int64_t layers, heads, kv_heads, head_dim;
-    DMS_TRY(get_int(&c->width, keys, "hidden_size", 0, REQUIRED));
-    DMS_TRY(get_int(&layers, keys, "num_hidden_layers", 0, REQUIRED));
-    DMS_TRY(get_int(&heads, keys, "num_attention_heads", 0, REQUIRED));
+    DMS_TRY(get_int(&c->width, keys, f->keys->width, 0, REQUIRED));
+    DMS_TRY(get_int(&layers, keys, f->keys->layers, 0, REQUIRED));
+    DMS_TRY(get_int(&heads, keys, f->keys->heads, 0, REQUIRED));
     DMS_TRY(get_int(&kv_heads, keys, "num_key_value_heads", heads, OPTIONAL));
     DMS_TRY(get_int(&head_dim, keys, "head_dim", c->width / heads, OPTIONAL));
-    DMS_TRY(get_int(&c->ffn, keys, "intermediate_size", 0, REQUIRED));
+    DMS_TRY(get_int(&c->ffn, keys, f->keys->ffn, f->default_ffn * c->width,
+                    f->default_ffn ? OPTIONAL : REQUIRED));
     DMS_TRY(get_int(&c->vocab, keys, "vocab_size", 0, REQUIRED));
-    DMS_TRY(get_int(&c->max_positions, keys, "max_position_embeddings", 2048, OPTIONAL));
+    DMS_TRY(get_int(&c->max_positions, keys, f->keys->positions, f->default_positions, OPTIONAL));
     if (heads % kv_heads)
         return dms_fail(DMS_ERR_FORMAT,
-                        "config keys num_attention_heads and num_key_value_heads are %" PRId64
-                        " and %" PRId64 ", expected a multiple",
-                        heads, kv_heads);
+                        "config keys %s and num_key_value_heads are %" PRId64 " and %" PRId64
+                        ", expected a multiple",
+                        f->keys->heads, heads, kv_heads);
     if (head_dim < 2 || head_dim % 2 || head_dim > 512)
         return dms_fail(DMS_ERR_FORMAT,
                         "config key head_dim is %" PRId64 ", expected an even number from 2 to 512",
                         head_dim);
     if (layers > 1024 || heads > 1024)
         return dms_fail(DMS_ERR_FORMAT,
-                        "config keys num_hidden_layers and num_attention_heads are %" PRId64
-                        " and %" PRId64 ", expected at most 1024 each",
-                        layers, heads);
+                        "config keys %s and %s are %" PRId64 " and %" PRId64
+                        ", expected at most 1024 each",
+                        f->keys->layers, f->keys->heads, layers, heads);
     c->layers = (int)layers;
     c->heads = (int)heads;
     c->kv_heads = (int)kv_heads;
@@ -133,26 +143,48 @@ static dms_status parse_rope(dms_config *c, const json_t *keys)
     return dms_config_refuse("rope_type", json_object_get(scaling, key), "default or llama3");
 }
 
-static dms_status parse_family(dms_config *c, const json_t *keys)
+/* "llama, qwen2, qwen3 or gpt2" for messages. */
+static const char *known_families(char text[128])
 {
-    static const char *const families[] = {"llama", "qwen2", "qwen3"};
-    bool attention_bias;
-    for (size_t i = 0; i < sizeof(families) / sizeof(families[0]); i++)
-        if (holds(keys, "model_type", NULL, families[i]))
-            strcpy(c->family, families[i]);
-    if (!c->family[0])
-        return dms_config_refuse("model_type", json_object_get(keys, "model_type"),
-                                 "llama, qwen2 or qwen3");
-    const bool qwen2 = !strcmp(c->family, "qwen2");
-    DMS_TRY(get_bool(&attention_bias, keys, "attention_bias"));
-    DMS_TRY(get_bool(&c->tied, keys, "tie_word_embeddings"));
-    c->qkv_bias = qwen2 || attention_bias;
-    c->o_bias = !qwen2 && attention_bias;
-    c->qk_norm = !strcmp(c->family, "qwen3");
-    if (!holds(keys, "hidden_act", "silu", "silu"))
-        return dms_config_refuse("hidden_act", json_object_get(keys, "hidden_act"), "silu");
-    DMS_TRY(refuse_if_true(keys, "mlp_bias"));
-    return refuse_if_true(keys, "use_sliding_window");
+    size_t n = 0;
+    const dms_family *f;
+    for (int i = 0; (f = dms_family_at(i)) && n < 128; i++) {
+        const char *before = !i ? "" : dms_family_at(i + 1) ? ", " : " or ";
+        n += (size_t)snprintf(text + n, 128 - n, "%s%s", before, f->model_type);
+    }
+    return text;
+}
+
+static bool has_bias(dms_bias_rule rule, bool by_key)
+{
+    return rule == DMS_BIAS_ALWAYS || (rule == DMS_BIAS_BY_KEY && by_key);
+}
+
+static dms_status find_family(const dms_family **out, const json_t *keys)
+{
+    char known[128];
+    const json_t *type = json_object_get(keys, "model_type");
+    *out = dms_family_find(json_string_value(type));
+    return *out ? DMS_OK : dms_config_refuse("model_type", type, known_families(known));
+}
+
+static dms_status parse_family(dms_config *c, const json_t *keys, const dms_family *family)
+{
+    const char *activation = family->keys->activation;
+    snprintf(c->family, sizeof(c->family), "%s", family->model_type);
+    DMS_TRY(get_bool(&c->attention_bias, keys, "attention_bias", false));
+    DMS_TRY(get_bool(&c->tied, keys, "tie_word_embeddings", family->tied_by_default));
+    c->norm = family->norm;
+    c->positions = family->positions;
+    c->ffn_kind = family->ffn;
+    c->qkv_bias = has_bias(family->qkv_bias, c->attention_bias);
+    c->o_bias = has_bias(family->o_bias, c->attention_bias);
+    c->qk_norm = family->qk_norm;
+    if (!holds(keys, activation, family->activation, family->activation))
+        return dms_config_refuse(activation, json_object_get(keys, activation), family->activation);
+    for (int i = 0; i < 4 && family->fixed[i]; i++)
+        DMS_TRY(refuse_other(keys, family->fixed[i]));
+    return DMS_OK;
 }
 
 static dms_status parse_token(int32_t *out, const json_t *v, const char *key)
@@ -188,15 +220,17 @@ static dms_status parse_specials(dms_config *c, const json_t *keys)
 
 dms_status dms_config_parse(dms_config *out, const json_t *keys)
 {
+    const dms_family *family;
     dms_config c = {0};
     double eps;
     if (!json_is_object(keys))
         return dms_fail(DMS_ERR_FORMAT, "the model has no config keys, expected a config.json");
-    DMS_TRY(parse_family(&c, keys));
-    DMS_TRY(parse_sizes(&c, keys));
+    DMS_TRY(find_family(&family, keys));
+    DMS_TRY(parse_family(&c, keys, family));
+    DMS_TRY(parse_sizes(&c, keys, family));
     DMS_TRY(parse_rope(&c, keys));
     DMS_TRY(parse_specials(&c, keys));
-    DMS_TRY(get_real(&eps, keys, "rms_norm_eps", 1e-6));
+    DMS_TRY(get_real(&eps, keys, family->keys->norm_eps, family->default_norm_eps));
     c.norm_eps = (float)eps;
     *out = c;
     return DMS_OK;

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "kernels/status.h"
+#include "model/family.h"
 
 enum { DMS_MAX_EOS = 8 };
 
@@ -19,7 +20,10 @@ typedef struct {
 
 /* What differs between families is a flag here, never a copy of the forward pass. */
 typedef struct {
-    char family[16]; /* model_type: llama, qwen2, qwen3 */
+    char family[16]; /* model_type of dms_family (model/family.h) */
+    dms_norm_kind norm;
+    dms_position_kind positions;
+    dms_ffn_kind ffn_kind;
     int layers;
     int heads, kv_heads;
     int head_dim;
@@ -30,10 +34,11 @@ typedef struct {
     float norm_eps;
     double rope_theta;
     dms_rope_scaling rope_scaling;
-    bool qkv_bias; /* q, k, v projections have biases */
-    bool o_bias;   /* so has the output projection */
-    bool qk_norm;  /* RMSNorm of each query and key head before RoPE */
-    bool tied;     /* the output head is the embedding */
+    bool qkv_bias;       /* q, k, v projections have biases */
+    bool o_bias;         /* so has the output projection */
+    bool attention_bias; /* the key: then the adapter gate's projection has one too */
+    bool qk_norm;        /* RMSNorm of each query and key head before RoPE */
+    bool tied;           /* the output head is the embedding */
     int32_t eos[DMS_MAX_EOS];
     int n_eos;
     int32_t bos; /* -1: none */

@@ -57,11 +57,32 @@ dms_var *dms_attend_soft(const dms_pass *pass, int layer, dms_var *const qkv[3],
     return attend(pass, qkv, dms_ad_gate_soft(pass->tape, z, &spec), gate->window);
 }
 
+/* Where a decision governs its own token, the law is given each one token late; the first of each
+ * row governs nothing, so it may be the last of the row before. */
+static dms_var *one_token_late(const dms_pass *pass, const dms_var *z)
+{
+    dms_var *late = dms_tape_input(pass->tape, z->value);
+    if (!late || dms_tape_measures(pass->tape))
+        return late;
+    dms_tensor to = {.device = z->value.device, .dtype = DMS_F32, .rank = 1, .shape = {1}};
+    dms_tensor from = to;
+    to.data = late->value.data;
+    from.data = z->value.data;
+    dms_tape_check(pass->tape, dms_cast(&to, &from));
+    to.data = (float *)to.data + 1;
+    to.shape[0] = from.shape[0] = dms_count(&z->value) - 1;
+    if (to.shape[0])
+        dms_tape_check(pass->tape, dms_cast(&to, &from));
+    return late;
+}
+
 dms_var *dms_attend_hard(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
 {
     const dms_hard_context *c = pass->context;
     if (c->given)
         z = given_logits(pass, c->given, layer);
+    else if (z && pass->model->gate.own)
+        z = one_token_late(pass, z);
     if (!z)
         return NULL;
     const dms_tensor decisions = dms_layer_view(c->decisions, layer);

@@ -24,7 +24,9 @@ typedef struct {
     const dms_tensor *decisions; /* out: [L, B, G, T], 0 or 1 */
     const dms_tensor *logits;    /* out: the z that decided, [L, B, G, T]; may be NULL */
 } dms_hard_context;
-/* The law of visibility with decisions z > 0, no noise; no gradient through the decisions. */
+/* The law of visibility with decisions z > 0, no noise; no gradient through the decisions. A gate
+ * with `own` has them one token late: decisions, logits and law are then those of the token before.
+ */
 dms_var *dms_attend_hard(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z);
 
 /* Factor of the borrowed channel at a step of the fade: max(0, 1 - step/(0.8*fade_steps)). */

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PER_LAYER = 20, OUTSIDE = 3 };
+enum { PER_LAYER = 24, OUTSIDE = 5 };
 
 static void add_weight(dms_model *m, const char *name, dms_var *var, dms_weight_role role)
 {
@@ -28,30 +28,14 @@ static dms_tensor vector(const dms_model *m, int64_t n)
     return (dms_tensor){.device = m->device, .dtype = DMS_F32, .rank = 1, .shape = {n}};
 }
 
-/* Shapes of the weights that a layer has; the others keep rank 0. */
-static void shape_layer(const dms_model *m, dms_layer *l, bool rows_apart)
+static void shape_gate(const dms_model *m, dms_layer *l, bool rows_apart)
 {
     const dms_config *c = &m->config;
-    const int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
-    l->input_norm.value = l->post_norm.value = vector(m, c->width);
-    l->q.value = matrix(m, q, c->width);
-    l->k.value = l->v.value = matrix(m, kv, c->width);
-    l->o.value = matrix(m, c->width, q);
-    l->gate.value = l->up.value = matrix(m, c->ffn, c->width);
-    l->down.value = matrix(m, c->width, c->ffn);
-    if (c->qkv_bias) {
-        l->q_bias.value = vector(m, q);
-        l->k_bias.value = l->v_bias.value = vector(m, kv);
-    }
-    if (c->o_bias)
-        l->o_bias.value = vector(m, c->width);
-    if (c->qk_norm)
-        l->q_norm.value = l->k_norm.value = vector(m, c->head_dim);
     if (m->gate.kind == DMS_GATE_ADAPTER) {
         l->alpha_norm.value = vector(m, c->width);
         l->alpha.value = matrix(m, c->kv_heads, c->width);
         l->alpha.value.dtype = DMS_F32;
-        if (c->o_bias) /* exactly when config.attention_bias is true */
+        if (c->attention_bias)
             l->alpha_bias.value = vector(m, c->kv_heads);
     }
     if (rows_apart && m->gate.kind == DMS_GATE_NEURON) {
@@ -60,6 +44,42 @@ static void shape_layer(const dms_model *m, dms_layer *l, bool rows_apart)
         if (c->qkv_bias)
             l->rows_bias.value = vector(m, c->kv_heads);
     }
+}
+
+static void shape_mlp(const dms_model *m, dms_layer *l)
+{
+    const dms_config *c = &m->config;
+    l->up.value = matrix(m, c->ffn, c->width);
+    l->down.value = matrix(m, c->width, c->ffn);
+    if (c->ffn_kind == DMS_FFN_SWIGLU) {
+        l->gate.value = l->up.value;
+    } else {
+        l->up_bias.value = vector(m, c->ffn);
+        l->down_bias.value = vector(m, c->width);
+    }
+}
+
+/* Shapes of the weights that a layer has; the others keep rank 0. */
+static void shape_layer(const dms_model *m, dms_layer *l, bool rows_apart)
+{
+    const dms_config *c = &m->config;
+    const int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    l->input_norm.value = l->post_norm.value = vector(m, c->width);
+    if (c->norm == DMS_NORM_LAYER)
+        l->input_norm_bias.value = l->post_norm_bias.value = vector(m, c->width);
+    l->q.value = matrix(m, q, c->width);
+    l->k.value = l->v.value = matrix(m, kv, c->width);
+    l->o.value = matrix(m, c->width, q);
+    if (c->qkv_bias) {
+        l->q_bias.value = vector(m, q);
+        l->k_bias.value = l->v_bias.value = vector(m, kv);
+    }
+    if (c->o_bias)
+        l->o_bias.value = vector(m, c->width);
+    if (c->qk_norm)
+        l->q_norm.value = l->k_norm.value = vector(m, c->head_dim);
+    shape_mlp(m, l);
+    shape_gate(m, l, rows_apart);
 }
 
 static void add_layer(dms_model *m, int layer, bool rows_apart)
@@ -81,12 +101,17 @@ static void fill_table(dms_model *m, bool rows_apart)
 {
     const dms_config *c = &m->config;
     m->embedding.value = m->own_head.value = matrix(m, c->vocab, c->width);
-    m->final_norm.value = vector(m, c->width);
+    m->final_norm.value = m->final_norm_bias.value = vector(m, c->width);
+    m->positions.value = matrix(m, c->max_positions, c->width);
     m->head = c->tied ? &m->embedding : &m->own_head;
     add_weight(m, "model.embed_tokens.weight", &m->embedding, DMS_ROLE_EMBEDDING);
+    if (c->positions == DMS_POSITIONS_LEARNED)
+        add_weight(m, "model.embed_positions.weight", &m->positions, DMS_ROLE_EMBEDDING);
     for (int i = 0; i < c->layers; i++)
         add_layer(m, i, rows_apart);
     add_weight(m, "model.norm.weight", &m->final_norm, DMS_ROLE_NORM);
+    if (c->norm == DMS_NORM_LAYER)
+        add_weight(m, "model.norm.bias", &m->final_norm_bias, DMS_ROLE_NORM);
     if (!c->tied)
         add_weight(m, "lm_head.weight", &m->own_head, DMS_ROLE_EMBEDDING);
 }
@@ -133,6 +158,8 @@ void dms_model_close(dms_model *model)
  * scaling: long wavelengths are stretched by `factor`, short ones kept, in between blended. */
 static float frequency(const dms_config *c, int j)
 {
+    if (c->positions != DMS_POSITIONS_ROPE)
+        return 0;
     const float base = 1.0f / powf((float)c->rope_theta, (float)(2 * j) / (float)c->head_dim);
     const dms_rope_scaling *s = &c->rope_scaling;
     if (s->factor == 0)

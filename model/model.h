@@ -9,9 +9,12 @@
 #include "model/gate.h"
 
 /* Weights of a layer: field, Hugging Face name below model.layers.I., role. A field whose config
- * flag is off has value.data NULL and is not in the table. */
+ * flag is off has value.data NULL and is not in the table. Families that others store under other
+ * names, fused or transposed, have these names and shapes here and in our checkpoints
+ * (checkpoints/layout.h). */
 #define DMS_LAYER_WEIGHT_LIST(X)                                         \
     X(input_norm, "input_layernorm.weight", DMS_ROLE_NORM)               \
+    X(input_norm_bias, "input_layernorm.bias", DMS_ROLE_NORM)            \
     X(q, "self_attn.q_proj.weight", DMS_ROLE_ATTENTION)                  \
     X(q_bias, "self_attn.q_proj.bias", DMS_ROLE_ATTENTION)               \
     X(k, "self_attn.k_proj.weight", DMS_ROLE_ATTENTION)                  \
@@ -23,9 +26,12 @@
     X(o, "self_attn.o_proj.weight", DMS_ROLE_ATTENTION)                  \
     X(o_bias, "self_attn.o_proj.bias", DMS_ROLE_ATTENTION)               \
     X(post_norm, "post_attention_layernorm.weight", DMS_ROLE_NORM)       \
+    X(post_norm_bias, "post_attention_layernorm.bias", DMS_ROLE_NORM)    \
     X(gate, "mlp.gate_proj.weight", DMS_ROLE_MLP)                        \
     X(up, "mlp.up_proj.weight", DMS_ROLE_MLP)                            \
+    X(up_bias, "mlp.up_proj.bias", DMS_ROLE_MLP)                         \
     X(down, "mlp.down_proj.weight", DMS_ROLE_MLP)                        \
+    X(down_bias, "mlp.down_proj.bias", DMS_ROLE_MLP)                     \
     X(alpha_norm, "self_attn.dms_proj_alpha_norm.weight", DMS_ROLE_GATE) \
     X(alpha, "self_attn.dms_proj_alpha.weight", DMS_ROLE_GATE)           \
     X(alpha_bias, "self_attn.dms_proj_alpha.bias", DMS_ROLE_GATE)        \
@@ -33,7 +39,7 @@
     X(rows_bias, "self_attn.dms_rows.bias", DMS_ROLE_GATE)
 
 typedef enum {
-    DMS_ROLE_EMBEDDING, /* the embedding and the output head */
+    DMS_ROLE_EMBEDDING, /* the embeddings and the output head */
     DMS_ROLE_NORM,
     DMS_ROLE_ATTENTION, /* q, k, v, o with their biases */
     DMS_ROLE_MLP,
@@ -49,7 +55,7 @@ typedef struct {
 /* One row of the table. Matrices of linear layers and the embedding have the model's matrix type;
  * everything else, the gate included, is f32 always. */
 typedef struct {
-    char name[80]; /* Hugging Face name */
+    char name[80]; /* Hugging Face name, as of a Llama */
     dms_var *var;  /* value has shape and type; data NULL until it is given memory */
     dms_weight_role role;
     int layer; /* -1 outside layers */
@@ -63,11 +69,14 @@ typedef struct {
     int n_weights;
     dms_weight *weights; /* in the order of a Hugging Face file: embedding, layers, norm, head */
     dms_var embedding;   /* [V, D] */
+    dms_var positions;   /* [P, D], P the config's positions, where they are learned */
     dms_var final_norm;  /* [D] */
-    dms_var own_head;    /* [V, D] where the head is not tied */
-    dms_var *head;       /* &embedding or &own_head */
+    dms_var final_norm_bias; /* [D], of a LayerNorm */
+    dms_var own_head;        /* [V, D] where the head is not tied */
+    dms_var *head;           /* &embedding or &own_head */
     dms_layer *layers;
-    dms_tensor rope_table; /* [positions, E]: cos of E/2 angles, then sin */
+    dms_tensor rope_table; /* [positions, E]: cos of E/2 angles, then sin; without RoPE all angles
+                              are 0, which changes no bit */
     dms_arena memory;      /* of what dms_model_allocate gave memory, and of the rope table */
 } dms_model;
 

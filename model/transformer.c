@@ -21,9 +21,13 @@ static dms_var *linear_onto(const dms_pass *p, dms_var *stream, dms_var *x, cons
 }
 
 /* y has the type of the weights that multiply it: products would round it anyway. */
-static dms_var *norm(const dms_pass *p, dms_var *x, const dms_var *w, dms_dtype dtype)
+static dms_var *norm(const dms_pass *p, dms_var *x, const dms_var *const w_bias[2], dms_dtype dtype)
 {
-    return dms_ad_rms_norm(p->tape, x, (dms_var *)w, p->model->config.norm_eps, dtype);
+    const dms_config *c = &p->model->config;
+    dms_var *w = (dms_var *)w_bias[0];
+    if (c->norm == DMS_NORM_LAYER)
+        return dms_ad_layer_norm(p->tape, x, w, (dms_var *)w_bias[1], c->norm_eps, dtype);
+    return dms_ad_rms_norm(p->tape, x, w, c->norm_eps, dtype);
 }
 
 /* z of the adapter gate, from the residual stream x before the layer's input norm. */
@@ -31,7 +35,9 @@ static dms_var *adapter_logit(const dms_pass *p, dms_var *x, const dms_layer *l)
 {
     const dms_gate *gate = &p->model->gate;
     const dms_logit_spec spec = {gate->alpha_scale, gate->alpha_offset};
-    dms_var *y = linear(p, norm(p, x, &l->alpha_norm, DMS_F32), &l->alpha, &l->alpha_bias);
+    dms_var *h =
+        dms_ad_rms_norm(p->tape, x, (dms_var *)&l->alpha_norm, p->model->config.norm_eps, DMS_F32);
+    dms_var *y = linear(p, h, &l->alpha, &l->alpha_bias);
     return dms_ad_eviction_logit(p->tape, y, &spec);
 }
 
@@ -51,6 +57,8 @@ static dms_var *rope(const dms_pass *p, dms_var *x, const dms_var *w, dms_var **
 {
     const dms_config *c = &p->model->config;
     const dms_gate *gate = &p->model->gate;
+    if (c->positions != DMS_POSITIONS_ROPE && !z && !w->value.rank)
+        return x;
     const dms_rope_spec spec = {.table = &p->model->rope_table,
                                 .ids = p->positions,
                                 .borrowed_every = z ? c->heads / c->kv_heads : 0,
@@ -65,7 +73,7 @@ static dms_var *attention(const dms_pass *p, dms_var *x, const dms_layer *l, int
 {
     const dms_gate_kind gate = p->gated ? p->model->gate.kind : DMS_GATE_NONE;
     const dms_dtype type = l->rows.value.rank ? l->rows.value.dtype : l->q.value.dtype;
-    dms_var *h = norm(p, x, &l->input_norm, type);
+    dms_var *h = norm(p, x, (const dms_var *[]){&l->input_norm, &l->input_norm_bias}, type);
     dms_var *q = put_rows(p, linear(p, h, &l->q, &l->q_bias), h, l);
     dms_var *k = linear(p, h, &l->k, &l->k_bias);
     dms_var *v = linear(p, h, &l->v, &l->v_bias);
@@ -76,18 +84,37 @@ static dms_var *attention(const dms_pass *p, dms_var *x, const dms_layer *l, int
     return linear_onto(p, x, o, &l->o, &l->o_bias);
 }
 
+/* What `down` multiplies, from h = norm(x). */
+static dms_var *hidden(const dms_pass *p, dms_var *h, const dms_layer *l)
+{
+    const dms_dtype type = l->down.value.dtype;
+    if (p->model->config.ffn_kind == DMS_FFN_GELU)
+        return dms_ad_gelu(p->tape, linear(p, h, &l->up, &l->up_bias), type);
+    dms_var *gate = linear(p, h, &l->gate, NULL), *up = linear(p, h, &l->up, NULL);
+    return dms_ad_swiglu(p->tape, gate, up, type);
+}
+
 /* x + mlp(norm(x)) */
 static dms_var *mlp(const dms_pass *p, dms_var *x, const dms_layer *l)
 {
-    dms_var *h = norm(p, x, &l->post_norm, l->up.value.dtype);
-    dms_var *gate = linear(p, h, &l->gate, NULL), *up = linear(p, h, &l->up, NULL);
-    return linear_onto(p, x, dms_ad_swiglu(p->tape, gate, up, l->down.value.dtype), &l->down, NULL);
+    const dms_var *const weights[] = {&l->post_norm, &l->post_norm_bias};
+    dms_var *h = norm(p, x, weights, l->up.value.dtype);
+    return linear_onto(p, x, hidden(p, h, l), &l->down, &l->down_bias);
+}
+
+static dms_var *embed(const dms_pass *p)
+{
+    const dms_model *m = p->model;
+    dms_var *x = dms_ad_embedding(p->tape, p->ids, (dms_var *)&m->embedding, NULL);
+    if (m->config.positions != DMS_POSITIONS_LEARNED)
+        return x;
+    return dms_ad_embedding(p->tape, p->positions, (dms_var *)&m->positions, x);
 }
 
 dms_var *dms_transformer_forward(const dms_pass *pass)
 {
     const dms_model *m = pass->model;
-    dms_var *x = dms_ad_embedding(pass->tape, pass->ids, (dms_var *)&m->embedding);
+    dms_var *x = embed(pass);
     for (int i = 0; i < m->config.layers; i++) {
         const dms_layer *l = &m->layers[i];
         dms_tape_segment_begin(pass->tape, pass->replay);
@@ -95,7 +122,7 @@ dms_var *dms_transformer_forward(const dms_pass *pass)
         x = mlp(pass, x, l);
         x = dms_tape_segment_end(pass->tape, x);
     }
-    return norm(pass, x, &m->final_norm, DMS_F32);
+    return norm(pass, x, (const dms_var *[]){&m->final_norm, &m->final_norm_bias}, DMS_F32);
 }
 
 int dms_transformer_nodes(const dms_model *model)

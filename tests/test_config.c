@@ -145,9 +145,9 @@ Test(config, options_of_the_families_are_understood)
 static const struct {
     const char *changes, *parts[3];
 } refusals[] = {
-    {"{\"model_type\": \"gpt2\"}", {"model_type", "\"gpt2\"", "llama, qwen2 or qwen3"}},
-    {"{\"model_type\": null}", {"model_type", "absent", "llama, qwen2 or qwen3"}},
-    {"{\"model_type\": 5}", {"model_type", "5", "llama, qwen2 or qwen3"}},
+    {"{\"model_type\": \"gptj\"}", {"model_type", "\"gptj\"", "llama, qwen2, qwen3 or gpt2"}},
+    {"{\"model_type\": null}", {"model_type", "absent", "llama, qwen2, qwen3 or gpt2"}},
+    {"{\"model_type\": 5}", {"model_type", "5", "llama, qwen2, qwen3 or gpt2"}},
     {"{\"head_dim\": 7}", {"head_dim", "7", "an even number from 2 to 512"}},
     {"{\"head_dim\": 514}", {"head_dim", "514", "an even number from 2 to 512"}},
     {"{\"hidden_size\": 56}", {"head_dim", "7", "an even number"}},
@@ -202,6 +202,40 @@ Test(config, messages_name_key_value_and_expectation)
     }
 }
 
+/* Its keys have other names, and most have defaults (configuration_gpt2.py of transformers). */
+Test(config, gpt2_has_keys_and_facts_of_its_own)
+{
+    static const struct {
+        const char *changes, *parts[3];
+    } cases[] = {
+        {"{\"n_embd\": null}", {"n_embd", "no key", "number"}},
+        {"{\"n_head\": 2048}", {"n_layer and n_head", "2048", "at most 1024"}},
+        {"{\"activation_function\": \"gelu\"}", {"activation_function", "\"gelu\"", "gelu_new"}},
+        {"{\"scale_attn_weights\": false}", {"scale_attn_weights", "false", "true"}},
+        {"{\"scale_attn_by_inverse_layer_idx\": true}",
+         {"scale_attn_by_inverse_layer_idx", "true", "false"}},
+        {"{\"add_cross_attention\": true}", {"add_cross_attention", "true", "false"}}};
+    dms_config c;
+    json_t *keys = json_pack("{s:s, s:i, s:i, s:i, s:n, s:i, s:i}", "model_type", "gpt2", "n_embd",
+                             4096, "n_layer", 12, "n_head", 64, "n_inner", "vocab_size", 50257,
+                             "eos_token_id", 50256);
+    must(dms_config_parse(&c, keys));
+    cr_assert(c.width == 4096 && c.layers == 12 && c.heads == 64 && c.kv_heads == 64);
+    cr_assert(c.head_dim == 64 && c.ffn == 16384 && c.max_positions == 1024);
+    cr_assert(c.norm == DMS_NORM_LAYER && c.positions == DMS_POSITIONS_LEARNED);
+    cr_assert(c.ffn_kind == DMS_FFN_GELU && c.norm_eps == 1e-5f);
+    cr_assert(c.qkv_bias && c.o_bias && !c.attention_bias && c.tied && !c.qk_norm);
+    cr_assert(dms_config_is_eos(&c, 50256));
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        json_t *bad = json_copy(keys), *changes = json_loads(cases[i].changes, 0, NULL);
+        json_object_update(bad, changes);
+        expect_failure(dms_config_parse(&c, bad), DMS_ERR_FORMAT, cases[i].parts);
+        json_decref(bad);
+        json_decref(changes);
+    }
+    json_decref(keys);
+}
+
 Test(config, a_file_without_config_is_a_status)
 {
     dms_config c;
@@ -218,14 +252,14 @@ Test(gate, keys_that_are_written_are_read_back)
 {
     for (int kind = DMS_GATE_NEURON; kind <= DMS_GATE_ADAPTER; kind++)
         for (int cr = 0; cr <= 8; cr += 8) {
-            const dms_gate want = {(dms_gate_kind)kind, 16, 4, -1.5f, 0.25f};
+            const dms_gate want = {(dms_gate_kind)kind, 16, 4, -1.5f, 0.25f, cr > 0};
             dms_gate got;
             json_t *keys = json_object();
             must(dms_gate_write(keys, &want, cr));
             cr_assert(number(keys, "dms_cr", 0) == cr);
             must(dms_gate_parse(&got, keys));
             cr_assert(got.kind == want.kind && got.window == 16 && got.alpha_scale == 4);
-            cr_assert(got.alpha_offset == -1.5f && got.tau == 0.25f);
+            cr_assert(got.alpha_offset == -1.5f && got.tau == 0.25f && got.own == want.own);
             json_decref(keys);
         }
 }

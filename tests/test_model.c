@@ -141,7 +141,7 @@ Test(model, roles_and_biases_follow_the_config)
 {
     rig r = rig_open(rig_device());
     dms_config c = read_config("qwen3");
-    c.qkv_bias = c.o_bias = true;
+    c.qkv_bias = c.o_bias = c.attention_bias = true;
     dms_model *m = open_model(r.dev, &c, DMS_GATE_ADAPTER, DMS_F32);
     int biases = 0;
     for (int i = 0; i < m->n_weights; i++) {
@@ -370,7 +370,7 @@ Test(model, gate_tensors_start_where_the_file_has_none_if_they_may)
 {
     rig r = rig_open(rig_device());
     dms_config c = read_config("qwen3");
-    c.o_bias = c.qkv_bias = true;
+    c.o_bias = c.qkv_bias = c.attention_bias = true;
     dms_model *m = open_model(r.dev, &c, DMS_GATE_ADAPTER, DMS_BF16);
     const made_up file = {.model = m, .missing = "dms_proj"};
     const dms_reader reader = reader_of(&file);
