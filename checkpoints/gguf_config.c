@@ -4,54 +4,18 @@
 
 #include "checkpoints/gguf_read.h"
 
-/* Names: gguf-py's tensor_mapping.py (llama.cpp), for the families llama, qwen2, qwen3. */
-static const struct {
-    const char *gguf, *hf;
-} whole_names[] = {{"token_embd", "model.embed_tokens"},
-                   {"output_norm", "model.norm"},
-                   {"output", "lm_head"}},
-  layer_names[] = {{"attn_norm", "input_layernorm"},    {"ffn_norm", "post_attention_layernorm"},
-                   {"attn_q", "self_attn.q_proj"},      {"attn_k", "self_attn.k_proj"},
-                   {"attn_v", "self_attn.v_proj"},      {"attn_output", "self_attn.o_proj"},
-                   {"attn_q_norm", "self_attn.q_norm"}, {"attn_k_norm", "self_attn.k_norm"},
-                   {"ffn_gate", "mlp.gate_proj"},       {"ffn_up", "mlp.up_proj"},
-                   {"ffn_down", "mlp.down_proj"}};
-
-static bool same(const char *text, size_t n, const char *word)
-{
-    return strlen(word) == n && !memcmp(text, word, n);
-}
-
-void dms_gguf_rename(char *out, size_t n, const char *name)
-{
-    const char *dot = strrchr(name, '.');
-    int layer, used = 0;
-    snprintf(out, n, "%s", name);
-    if (!dot || (strcmp(dot, ".weight") && strcmp(dot, ".bias")))
-        return;
-    if (sscanf(name, "blk.%d.%n", &layer, &used) == 1 && used && name + used < dot) {
-        for (size_t i = 0; i < sizeof(layer_names) / sizeof(*layer_names); i++)
-            if (same(name + used, (size_t)(dot - name) - (size_t)used, layer_names[i].gguf))
-                snprintf(out, n, "model.layers.%d.%s%s", layer, layer_names[i].hf, dot);
-        return;
-    }
-    for (size_t i = 0; i < sizeof(whole_names) / sizeof(*whole_names); i++)
-        if (same(name, (size_t)(dot - name), whole_names[i].gguf))
-            snprintf(out, n, "%s%s", whole_names[i].hf, dot);
-}
-
 dms_status dms_gguf_family(const char **out, const dms_gguf_meta *meta)
 {
-    static const char *const families[] = {"llama", "qwen2", "qwen3"};
+    static const char *const families[] = {"llama", "qwen2", "qwen3", "gpt2"};
     const dms_gguf_string s = dms_gguf_text(meta, "general.architecture");
     for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++)
         if (dms_gguf_is(s, families[i])) {
             *out = families[i];
             return DMS_OK;
         }
-    return dms_fail(DMS_ERR_FORMAT,
-                    "%s: general.architecture is %.*s; llama, qwen2 and qwen3 are read", meta->path,
-                    s.text ? (int)(s.length < 40 ? s.length : 40) : 6, s.text ? s.text : "absent");
+    return dms_fail(
+        DMS_ERR_FORMAT, "%s: general.architecture is %.*s; llama, qwen2, qwen3 and gpt2 are read",
+        meta->path, s.text ? (int)(s.length < 40 ? s.length : 40) : 6, s.text ? s.text : "absent");
 }
 
 /* What the keys of one file are made from. */
@@ -59,12 +23,24 @@ typedef struct {
     const dms_gguf_meta *meta;
     const char *family;
     json_t *config;
+    bool *failed; /* a key could not be set */
 } maker;
+
+static void put(const maker *m, const char *hf, json_t *value)
+{
+    *m->failed |= json_object_set_new(m->config, hf, value) != 0;
+}
 
 static const char *full_key(char key[96], const maker *m, const char *name)
 {
     snprintf(key, 96, "%s.%s", m->family, name);
     return key;
+}
+
+static bool has(const maker *m, const char *name)
+{
+    char key[96];
+    return dms_gguf_find(m->meta, full_key(key, m, name)) != NULL;
 }
 
 /* "FAMILY.name" must be a whole number from 1 to 2^31 - 1. */
@@ -75,7 +51,7 @@ static dms_status put_int(const maker *m, const char *hf, const char *name)
     if (value < 1 || value > INT32_MAX)
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s is missing or no positive whole number",
                         m->meta->path, key);
-    json_object_set_new(m->config, hf, json_integer(value));
+    put(m, hf, json_integer(value));
     return DMS_OK;
 }
 
@@ -84,23 +60,29 @@ static int64_t get(const maker *m, const char *hf)
     return json_integer_value(json_object_get(m->config, hf));
 }
 
-static dms_status put_sizes(const maker *m, const dms_source *s)
+static dms_status put_vocab(const maker *m, const dms_source *s, const char *embedding)
+{
+    const dms_tensor_info *info = dms_source_find(s, embedding);
+    if (!info || info->rank != 2)
+        return dms_fail(DMS_ERR_FORMAT, "%s: tensor token_embd.weight is missing or no matrix",
+                        s->path);
+    put(m, "vocab_size", json_integer(info->shape[0]));
+    return DMS_OK;
+}
+
+static dms_status put_heads(const maker *m)
 {
     char key[96];
-    DMS_TRY(put_int(m, "hidden_size", "embedding_length"));
-    DMS_TRY(put_int(m, "intermediate_size", "feed_forward_length"));
-    DMS_TRY(put_int(m, "num_hidden_layers", "block_count"));
     DMS_TRY(put_int(m, "num_attention_heads", "attention.head_count"));
-    if (dms_gguf_find(m->meta, full_key(key, m, "attention.head_count_kv")))
+    if (has(m, "attention.head_count_kv"))
         DMS_TRY(put_int(m, "num_key_value_heads", "attention.head_count_kv"));
     else
-        json_object_set(m->config, "num_key_value_heads",
-                        json_object_get(m->config, "num_attention_heads"));
-    if (dms_gguf_find(m->meta, full_key(key, m, "attention.key_length")))
+        put(m, "num_key_value_heads", json_integer(get(m, "num_attention_heads")));
+    const int64_t heads = get(m, "num_attention_heads");
+    if (has(m, "attention.key_length"))
         DMS_TRY(put_int(m, "head_dim", "attention.key_length"));
-    else
-        json_object_set_new(m->config, "head_dim",
-                            json_integer(get(m, "hidden_size") / get(m, "num_attention_heads")));
+    else if (heads)
+        put(m, "head_dim", json_integer(get(m, "hidden_size") / heads));
     const int64_t rotary =
         dms_gguf_int(m->meta, full_key(key, m, "rope.dimension_count"), get(m, "head_dim"));
     if (rotary != get(m, "head_dim"))
@@ -108,13 +90,28 @@ static dms_status put_sizes(const maker *m, const dms_source *s)
                         "%s: %s is %lld, expected the head width %lld: partial rotary "
                         "embeddings are not supported",
                         m->meta->path, key, (long long)rotary, (long long)get(m, "head_dim"));
-    DMS_TRY(put_int(m, "max_position_embeddings", "context_length"));
-    const dms_tensor_info *embedding = dms_source_find(s, "model.embed_tokens.weight");
-    if (!embedding || embedding->rank != 2)
-        return dms_fail(DMS_ERR_FORMAT, "%s: tensor token_embd.weight is missing or no matrix",
-                        s->path);
-    json_object_set_new(m->config, "vocab_size", json_integer(embedding->shape[0]));
     return DMS_OK;
+}
+
+static dms_status put_sizes(const maker *m, const dms_source *s)
+{
+    DMS_TRY(put_int(m, "hidden_size", "embedding_length"));
+    DMS_TRY(put_int(m, "intermediate_size", "feed_forward_length"));
+    DMS_TRY(put_int(m, "num_hidden_layers", "block_count"));
+    DMS_TRY(put_heads(m));
+    DMS_TRY(put_int(m, "max_position_embeddings", "context_length"));
+    return put_vocab(m, s, "model.embed_tokens.weight");
+}
+
+static dms_status put_gpt2_sizes(const maker *m, const dms_source *s)
+{
+    DMS_TRY(put_int(m, "n_embd", "embedding_length"));
+    DMS_TRY(put_int(m, "n_inner", "feed_forward_length"));
+    DMS_TRY(put_int(m, "n_layer", "block_count"));
+    DMS_TRY(put_int(m, "n_head", "attention.head_count"));
+    DMS_TRY(put_int(m, "n_positions", "context_length"));
+    put(m, "activation_function", json_string("gelu_new"));
+    return put_vocab(m, s, "transformer.wte.weight");
 }
 
 /* A float stored as f32 prints as the decimal number its author wrote: 1e-5, not 9.99e-06. */
@@ -131,21 +128,26 @@ static double shortest(double x)
     return y;
 }
 
-static dms_status put_reals(const maker *m)
+static dms_status put_epsilon(const maker *m, const char *hf, const char *name)
 {
     char key[96];
-    const double eps =
-        dms_gguf_number(m->meta, full_key(key, m, "attention.layer_norm_rms_epsilon"), 0);
+    const double eps = dms_gguf_number(m->meta, full_key(key, m, name), 0);
     if (!(eps > 0 && eps < 1))
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s is missing or not between 0 and 1",
                         m->meta->path, key);
-    json_object_set_new(m->config, "rms_norm_eps", json_real(shortest(eps)));
+    put(m, hf, json_real(shortest(eps)));
+    return DMS_OK;
+}
+
+static dms_status put_theta(const maker *m)
+{
+    char key[96];
     /* llama.cpp's default where a file has none. */
     const double theta = dms_gguf_number(m->meta, full_key(key, m, "rope.freq_base"), 10000);
     if (!(theta > 1 && theta < 1e30))
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s is %g, expected more than 1", m->meta->path,
                         key, theta);
-    json_object_set_new(m->config, "rope_theta", json_real(shortest(theta)));
+    put(m, "rope_theta", json_real(shortest(theta)));
     return DMS_OK;
 }
 
@@ -153,101 +155,162 @@ static void put_token(const maker *m, const char *hf, const char *key)
 {
     const int64_t id = dms_gguf_int(m->meta, key, -1);
     if (id >= 0 && id < get(m, "vocab_size"))
-        json_object_set_new(m->config, hf, json_integer(id));
+        put(m, hf, json_integer(id));
 }
 
-/* Llama 3's scaling of frequency i, as the divisor llama.cpp stores (convert_hf_to_gguf.py):
- * wave length l = 2 pi theta^(2i/E); 1 below original/high, factor above original/low, smooth
- * between. */
-static double llama3_divisor(double length, double factor, double original)
+/* All tokens that end a text: of llama.cpp's keys, end of text, of a turn and of a message. */
+static void put_ends(const maker *m)
 {
-    const double low = 1, high = 4;
-    if (length < original / high)
-        return 1;
-    if (length > original / low)
-        return factor;
-    const double smooth = (original / length - low) / (high - low);
-    return 1 / ((1 - smooth) / factor + smooth);
-}
-
-/* The rope_freqs tensor keeps the divisors but not their parameters. Every Llama 3 has low 1 and
- * high 4; the factor is the last divisor; the original context is the power of two that explains
- * all of them. */
-static dms_status put_llama3(const maker *m, const float *divisors, int64_t n)
-{
-    const double theta = json_number_value(json_object_get(m->config, "rope_theta"));
-    const double factor = shortest((double)divisors[n - 1]);
-    for (int64_t original = 16; original <= 1 << 20; original *= 2) {
-        bool fits = true;
-        for (int64_t i = 0; fits && i < n; i++) {
-            const double length = 2 * 3.14159265358979323846 * pow(theta, (double)i / (double)n);
-            const double want = llama3_divisor(length, factor, (double)original);
-            fits = fabs((double)divisors[i] - want) <= 1e-3 * want;
-        }
-        if (!fits)
-            continue;
-        json_t *scaling = json_pack("{s:s, s:f, s:f, s:f, s:I}", "rope_type", "llama3", "factor",
-                                    factor, "low_freq_factor", 1.0, "high_freq_factor", 4.0,
-                                    "original_max_position_embeddings", (json_int_t)original);
-        json_object_set_new(m->config, "rope_scaling", scaling);
-        return DMS_OK;
+    static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
+                                       "tokenizer.ggml.eom_token_id"};
+    int64_t ids[3];
+    int n = 0;
+    for (int i = 0; i < 3; i++) {
+        ids[n] = dms_gguf_int(m->meta, keys[i], -1);
+        bool wanted = ids[n] >= 0 && ids[n] < get(m, "vocab_size");
+        for (int k = 0; k < n; k++)
+            wanted &= ids[k] != ids[n];
+        n += wanted;
     }
-    return dms_fail(DMS_ERR_FORMAT,
-                    "%s: rope_freqs.weight does not follow Llama 3's rule; use the model's Hugging "
-                    "Face folder",
-                    m->meta->path);
+    if (n == 1)
+        put(m, "eos_token_id", json_integer(ids[0]));
+    if (n == 2)
+        put(m, "eos_token_id", json_pack("[I, I]", (json_int_t)ids[0], (json_int_t)ids[1]));
+    if (n == 3)
+        put(m, "eos_token_id",
+            json_pack("[I, I, I]", (json_int_t)ids[0], (json_int_t)ids[1], (json_int_t)ids[2]));
 }
 
-static dms_status put_scaling(const maker *m, const float *divisors, int64_t n)
+bool dms_gguf_factors_fit(const dms_gguf_factors *factors, const dms_gguf_llama3 *p, double theta)
+{
+    for (int64_t i = 0; i < factors->n; i++) {
+        const double want = dms_gguf_llama3_factor(p, theta, (double)i / (double)factors->n);
+        if (!(fabs((double)factors->values[i] - want) <= 1e-3 * want))
+            return false;
+    }
+    return true;
+}
+
+double dms_gguf_llama3_factor(const dms_gguf_llama3 *p, double theta, double fraction)
+{
+    const double length = 2 * 3.14159265358979323846 * pow(theta, fraction);
+    if (length < p->original / p->high)
+        return 1;
+    if (length > p->original / p->low)
+        return p->factor;
+    const double smooth = (p->original / length - p->low) / (p->high - p->low);
+    return 1 / ((1 - smooth) / p->factor + smooth);
+}
+
+/* The rope_freqs tensor keeps the divisors but not their parameters. Files of ours name them; else:
+ * every Llama 3 has low 1 and high 4, the factor is the last divisor, and the original context is
+ * the power of two that explains all of them. */
+static bool find_llama3(dms_gguf_llama3 *p, const maker *m, const dms_gguf_factors *factors)
 {
     char key[96];
-    if (divisors && n == get(m, "head_dim") / 2 && n > 0)
-        return put_llama3(m, divisors, n);
-    if (divisors)
+    const double theta = json_number_value(json_object_get(m->config, "rope_theta"));
+    *p = (dms_gguf_llama3){
+        .factor = dms_gguf_number(m->meta, full_key(key, m, "rope.llama3.factor"), 0),
+        .low = dms_gguf_number(m->meta, full_key(key, m, "rope.llama3.low_freq_factor"), 1),
+        .high = dms_gguf_number(m->meta, full_key(key, m, "rope.llama3.high_freq_factor"), 4),
+        .original = dms_gguf_number(m->meta, full_key(key, m, "rope.llama3.original_context"), 0)};
+    if (p->factor > 0 && p->original >= 1 && p->original < 1e9)
+        return dms_gguf_factors_fit(factors, p, theta);
+    *p = (dms_gguf_llama3){shortest((double)factors->values[factors->n - 1]), 1, 4, 16};
+    for (; p->original <= 1 << 20; p->original *= 2)
+        if (dms_gguf_factors_fit(factors, p, theta))
+            return true;
+    return false;
+}
+
+static dms_status put_llama3(const maker *m, const dms_gguf_factors *factors)
+{
+    dms_gguf_llama3 p;
+    if (!find_llama3(&p, m, factors))
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s: rope_freqs.weight does not follow Llama 3's rule; use the model's "
+                        "Hugging Face folder",
+                        m->meta->path);
+    put(m, "rope_scaling",
+        json_pack("{s:s, s:f, s:f, s:f, s:I}", "rope_type", "llama3", "factor", p.factor,
+                  "low_freq_factor", p.low, "high_freq_factor", p.high,
+                  "original_max_position_embeddings", (json_int_t)p.original));
+    return DMS_OK;
+}
+
+static dms_status put_scaling(const maker *m, const dms_gguf_factors *factors)
+{
+    char key[96];
+    const int64_t half = get(m, "head_dim") / 2;
+    if (factors->values && factors->n == half && half > 0)
+        return put_llama3(m, factors);
+    if (factors->values)
         return dms_fail(DMS_ERR_FORMAT, "%s: rope_freqs.weight has %lld values, expected %lld",
-                        m->meta->path, (long long)n, (long long)get(m, "head_dim") / 2);
+                        m->meta->path, (long long)factors->n, (long long)half);
     const dms_gguf_string type = dms_gguf_text(m->meta, full_key(key, m, "rope.scaling.type"));
     if (!type.text || dms_gguf_is(type, "none"))
         return DMS_OK;
     const double factor = dms_gguf_number(m->meta, full_key(key, m, "rope.scaling.factor"), 1);
+    const int64_t original =
+        dms_gguf_int(m->meta, full_key(key, m, "rope.scaling.original_context_length"), 0);
     json_t *scaling =
         json_pack("{s:s%, s:f}", "rope_type", type.text, type.length, "factor", factor);
     if (!scaling)
         return dms_fail(DMS_ERR_FORMAT, "%s: the keys %s.rope.scaling are malformed", m->meta->path,
                         m->family);
-    json_object_set_new(m->config, "rope_scaling", scaling);
+    if (original > 0)
+        *m->failed |= json_object_set_new(scaling, "original_max_position_embeddings",
+                                          json_integer(original)) != 0;
+    put(m, "rope_scaling", scaling);
     return DMS_OK;
 }
 
-static dms_status put_all(const maker *m, const dms_source *s, const float *divisors, int64_t n)
+static dms_status put_numbers(const maker *m, const dms_source *s, const dms_gguf_factors *factors)
 {
-    DMS_TRY(put_sizes(m, s));
-    DMS_TRY(put_reals(m));
-    DMS_TRY(put_scaling(m, divisors, n));
-    const bool tied = !dms_source_find(s, "lm_head.weight");
-    json_object_set_new(m->config, "tie_word_embeddings", json_boolean(tied));
-    /* Qwen2's biases are part of the family, not a key. */
-    if (strcmp(m->family, "qwen2")) {
-        const bool bias = dms_source_find(s, "model.layers.0.self_attn.q_proj.bias");
-        json_object_set_new(m->config, "attention_bias", json_boolean(bias));
+    if (!strcmp(m->family, "gpt2")) {
+        DMS_TRY(put_gpt2_sizes(m, s));
+        return put_epsilon(m, "layer_norm_epsilon", "attention.layer_norm_epsilon");
     }
+    DMS_TRY(put_sizes(m, s));
+    DMS_TRY(put_epsilon(m, "rms_norm_eps", "attention.layer_norm_rms_epsilon"));
+    DMS_TRY(put_theta(m));
+    return put_scaling(m, factors);
+}
+
+static dms_status put_all(const maker *m, const dms_source *s, const dms_gguf_factors *factors)
+{
+    DMS_TRY(put_numbers(m, s, factors));
+    put(m, "tie_word_embeddings", json_boolean(!dms_source_find(s, "lm_head.weight")));
+    /* Qwen2's biases and GPT-2's are part of the family, not a key. */
+    if (!strcmp(m->family, "llama") || !strcmp(m->family, "qwen3")) {
+        const bool bias = dms_source_find(s, "model.layers.0.self_attn.q_proj.bias");
+        put(m, "attention_bias", json_boolean(bias));
+    }
+    if (strcmp(m->family, "gpt2") != 0)
+        put(m, "hidden_act", json_string("silu"));
     put_token(m, "bos_token_id", "tokenizer.ggml.bos_token_id");
-    put_token(m, "eos_token_id", "tokenizer.ggml.eos_token_id");
+    put_ends(m);
     put_token(m, "pad_token_id", "tokenizer.ggml.padding_token_id");
-    return DMS_OK;
+    return *m->failed ? dms_fail(DMS_ERR_NOMEM, "no memory for the configuration of %s", s->path)
+                      : DMS_OK;
 }
 
 dms_status dms_gguf_make_config(dms_source *s, const dms_gguf_meta *meta, const char *family,
-                                const float *rope_factors, int64_t n_factors)
+                                const dms_gguf_factors *factors)
 {
-    const char *class = !strcmp(family, "llama")   ? "LlamaForCausalLM"
-                        : !strcmp(family, "qwen2") ? "Qwen2ForCausalLM"
-                                                   : "Qwen3ForCausalLM";
-    s->config = json_pack("{s:[s], s:s, s:s, s:s}", "architectures", class, "model_type", family,
-                          "hidden_act", "silu", "torch_dtype", "bfloat16");
+    static const char *const classes[][2] = {{"llama", "LlamaForCausalLM"},
+                                             {"qwen2", "Qwen2ForCausalLM"},
+                                             {"qwen3", "Qwen3ForCausalLM"},
+                                             {"gpt2", "GPT2LMHeadModel"}};
+    bool failed = false;
+    const char *class = classes[0][1];
+    for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++)
+        if (!strcmp(family, classes[i][0]))
+            class = classes[i][1];
+    s->config = json_pack("{s:[s], s:s, s:s}", "architectures", class, "model_type", family,
+                          "torch_dtype", "bfloat16");
     if (!s->config)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the configuration of %s", meta->path);
-    const maker m = {meta, family, s->config};
-    DMS_TRY(put_all(&m, s, rope_factors, n_factors));
-    return DMS_OK;
+    const maker m = {meta, family, s->config, &failed};
+    return put_all(&m, s, factors);
 }

@@ -61,6 +61,11 @@ double dms_gguf_number(const dms_gguf_meta *meta, const char *key, double fallba
     return load_number(v->type, v->at);
 }
 
+double dms_gguf_first(const dms_gguf_value *v)
+{
+    return v->count ? load_number(v->type, v->at) : NAN;
+}
+
 /* Whole numbers up to 2^53 survive the way through double; nothing here is larger. */
 static int64_t whole(double x, int64_t fallback)
 {

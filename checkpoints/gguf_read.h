@@ -50,6 +50,8 @@ double dms_gguf_number(const dms_gguf_meta *meta, const char *key, double fallba
 int64_t dms_gguf_int(const dms_gguf_meta *meta, const char *key, int64_t fallback);
 /* A single string; text NULL where absent. */
 dms_gguf_string dms_gguf_text(const dms_gguf_meta *meta, const char *key);
+/* The number, or an array's first; NaN for other types. */
+double dms_gguf_first(const dms_gguf_value *v);
 /* Item i of an array of integers; -1 beyond its end or for other types. */
 int64_t dms_gguf_item(const dms_gguf_value *array, uint64_t i);
 /* Steps through an array of strings: reads the string at *at and moves behind it. */
@@ -57,14 +59,61 @@ dms_gguf_string dms_gguf_next(const uint8_t **at);
 /* Whether a string equals a text. */
 bool dms_gguf_is(dms_gguf_string s, const char *text);
 
-/* "llama", "qwen2" or "qwen3"; fails for all others. The result is static. */
+/* Longest name of a tensor, ours or the file's, with its final 0. */
+enum { DMS_GGUF_NAME = 256 };
+
+/* One entry of the tensor list. */
+typedef struct {
+    dms_gguf_string name;
+    dms_file_type type;
+    int rank;
+    int64_t shape[4]; /* slowest dimension first */
+    uint64_t offset;  /* in the data */
+    const uint8_t *data;
+    size_t bytes; /* 0 for DMS_FILE_OTHER */
+} dms_gguf_tensor;
+
+/* One file: all of it lies in its mapping. */
+typedef struct {
+    dms_gguf_meta meta;
+    dms_gguf_tensor *tensors;
+    uint64_t n_tensors;
+} dms_gguf_part;
+
+/* Every tensor lies within the file and overlaps no other. To be freed also after a failure. `path`
+ * is borrowed, for messages. */
+dms_status dms_gguf_part_read(dms_gguf_part *part, const dms_mapping *m, const char *path);
+void dms_gguf_part_free(dms_gguf_part *part);
+
+/* ggml's number of a type; UINT32_MAX for DMS_FILE_OTHER. */
+uint32_t dms_gguf_type_id(dms_file_type type);
+
+/* The rope_freqs tensor; values NULL where there is none. */
+typedef struct {
+    const float *values;
+    int64_t n;
+} dms_gguf_factors;
+
+/* Llama 3's scaling of rotary frequencies (transformers, modeling_rope_utils.py). */
+typedef struct {
+    double factor, low, high, original;
+} dms_gguf_llama3;
+
+/* The divisor of the frequency at `fraction` = 2i/E, as llama.cpp stores it
+ * (convert_hf_to_gguf.py): of wave length l = 2 pi theta^fraction; 1 below original/high, factor
+ * above original/low, smooth between. */
+double dms_gguf_llama3_factor(const dms_gguf_llama3 *p, double theta, double fraction);
+/* Whether all divisors of a tensor are these, to a thousandth. */
+bool dms_gguf_factors_fit(const dms_gguf_factors *factors, const dms_gguf_llama3 *p, double theta);
+
+/* "llama", "qwen2", "qwen3" or "gpt2"; fails for all others. The result is static. */
 dms_status dms_gguf_family(const char **out, const dms_gguf_meta *meta);
-/* The Hugging Face name of a tensor, written to out[n]; names we do not know stay as they are. */
-void dms_gguf_rename(char *out, size_t n, const char *name);
-/* Fills s->config; the tensors must have been added. `rope_factors`: the rope_freqs tensor's values
- * [n_factors], or NULL. */
+/* Fills s->config; the tensors must have been added. */
 dms_status dms_gguf_make_config(dms_source *s, const dms_gguf_meta *meta, const char *family,
-                                const float *rope_factors, int64_t n_factors);
+                                const dms_gguf_factors *factors);
+/* What the metadata hold of a retrofitted model (gguf_write.h): the config's dms_ keys, the adapter
+ * gate's tensors, the rows that the neuron gate borrows. After dms_gguf_make_config. */
+dms_status dms_gguf_add_gate(dms_source *s, const dms_gguf_meta *meta, const char *family);
 /* Adds the texts tokenizer.json and chat template, where the metadata have them. */
 dms_status dms_gguf_make_tokenizer(dms_source *s, const dms_gguf_meta *meta);
 

@@ -1,28 +1,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/gguf_pre.h"
 #include "checkpoints/gguf_read.h"
-
-/* How a tokenizer.ggml.pre name maps to a pre-tokeniser of tokenizer.json. Patterns: the
- * tokenizer.json files of Llama 3 and Qwen 2. */
-typedef enum { BYTE_LEVEL, DIGITS, SPLIT_LLAMA3, SPLIT_QWEN2 } splitter;
-
-static const struct {
-    const char *pre;
-    splitter split;
-    bool ignore_merges, nfc, add_bos;
-} styles[] = {{"gpt-2", BYTE_LEVEL, false, false, false},
-              {"default", BYTE_LEVEL, false, false, false},
-              {"smollm", DIGITS, false, false, false},
-              {"llama-bpe", SPLIT_LLAMA3, true, false, true},
-              {"llama3", SPLIT_LLAMA3, true, false, true},
-              {"llama-v3", SPLIT_LLAMA3, true, false, true},
-              {"qwen2", SPLIT_QWEN2, false, true, false},
-              {"deepseek-r1-qwen", SPLIT_QWEN2, false, true, false}};
-
-#define SPLIT_PATTERN(digits)                                            \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits \
-    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
 static dms_status malformed(const dms_gguf_meta *meta, const char *what)
 {
@@ -36,26 +16,25 @@ static const dms_gguf_value *strings(const dms_gguf_meta *meta, const char *key)
     return v && v->array && v->type == GGUF_STRING ? v : NULL;
 }
 
-static dms_status find_style(size_t *out, const dms_gguf_meta *meta)
+static dms_status find_pre(const dms_gguf_pre **out, const dms_gguf_meta *meta)
 {
     const dms_gguf_string model = dms_gguf_text(meta, "tokenizer.ggml.model");
-    dms_gguf_string pre = dms_gguf_text(meta, "tokenizer.ggml.pre");
+    const dms_gguf_string pre = dms_gguf_text(meta, "tokenizer.ggml.pre");
     if (!dms_gguf_is(model, "gpt2"))
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: tokenizer.ggml.model is %.*s; only gpt2 (byte-level BPE) is read",
                         meta->path, model.text ? (int)(model.length < 40 ? model.length : 40) : 6,
                         model.text ? model.text : "absent");
     if (!pre.text)
-        pre = (dms_gguf_string){"default", 7};
-    for (size_t i = 0; i < sizeof(styles) / sizeof(*styles); i++)
-        if (dms_gguf_is(pre, styles[i].pre)) {
-            *out = i;
-            return DMS_OK;
-        }
-    return dms_fail(DMS_ERR_FORMAT,
-                    "%s: tokenizer.ggml.pre is %.*s; gpt-2, default, smollm, llama-bpe, qwen2 and "
-                    "deepseek-r1-qwen are read",
-                    meta->path, (int)(pre.length < 40 ? pre.length : 40), pre.text);
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s has no key tokenizer.ggml.pre, so how it splits text is unknown; "
+                        "convert the model again, or name it: %s",
+                        meta->path, dms_gguf_pre_names());
+    *out = dms_gguf_pre_find(pre.text, pre.length);
+    return *out
+               ? DMS_OK
+               : dms_fail(DMS_ERR_FORMAT, "%s: tokenizer.ggml.pre is %.*s; %s are read", meta->path,
+                          (int)(pre.length < 40 ? pre.length : 40), pre.text, dms_gguf_pre_names());
 }
 
 /* vocab: token -> id. added: control tokens (type 3) are special, user-defined ones (type 4) not.
@@ -63,6 +42,7 @@ static dms_status find_style(size_t *out, const dms_gguf_meta *meta)
 static dms_status put_tokens(json_t *vocab, json_t *added, const dms_gguf_meta *meta)
 {
     enum { CONTROL = 3, USER_DEFINED = 4 };
+    enum { MOST_ADDED = 1 << 16 }; /* each takes more room here than in the file */
     const dms_gguf_value *tokens = strings(meta, "tokenizer.ggml.tokens");
     const dms_gguf_value *kinds = dms_gguf_find(meta, "tokenizer.ggml.token_type");
     if (!tokens || tokens->count > INT32_MAX)
@@ -79,6 +59,8 @@ static dms_status put_tokens(json_t *vocab, json_t *added, const dms_gguf_meta *
             return malformed(meta, "tokens");
         if (kind != CONTROL && kind != USER_DEFINED)
             continue;
+        if (json_array_size(added) == MOST_ADDED)
+            return malformed(meta, "token_type");
         json_t *item = json_pack("{s:I, s:s%, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i,
                                  "content", s.text, s.length, "single_word", 0, "lstrip", 0,
                                  "rstrip", 0, "normalized", 0, "special", kind == CONTROL);
@@ -108,28 +90,6 @@ static dms_status put_merges(json_t *merges, const dms_gguf_meta *meta)
     return DMS_OK;
 }
 
-static json_t *byte_level(bool use_regex)
-{
-    return json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0,
-                     "trim_offsets", 1, "use_regex", use_regex);
-}
-
-static json_t *pre_tokenizer(splitter split)
-{
-    json_t *first;
-    if (split == BYTE_LEVEL)
-        return byte_level(true);
-    if (split == DIGITS)
-        first = json_pack("{s:s, s:b}", "type", "Digits", "individual_digits", 1);
-    else
-        first = json_pack("{s:s, s:{s:s}, s:s, s:b}", "type", "Split", "pattern", "Regex",
-                          split == SPLIT_LLAMA3 ? SPLIT_PATTERN("\\p{N}{1,3}")
-                                                : SPLIT_PATTERN("\\p{N}"),
-                          "behavior", "Isolated", "invert", 0);
-    return json_pack("{s:s, s:[o, o]}", "type", "Sequence", "pretokenizers", first,
-                     byte_level(split == DIGITS));
-}
-
 /* Puts the text's first token in front, as Llama 3's tokenizer.json does; null where not wanted. */
 static json_t *post_processor(const json_t *vocab, const dms_gguf_meta *meta, bool add_bos)
 {
@@ -156,33 +116,33 @@ static json_t *post_processor(const json_t *vocab, const dms_gguf_meta *meta, bo
 }
 
 /* Takes over vocab, merges and added. */
-static json_t *assemble(const dms_gguf_meta *meta, size_t style, json_t *vocab, json_t *merges,
-                        json_t *added)
+static json_t *assemble(const dms_gguf_meta *meta, const dms_gguf_pre *pre, json_t *vocab,
+                        json_t *merges, json_t *added)
 {
-    json_t *normalizer = styles[style].nfc ? json_pack("{s:s}", "type", "NFC") : json_null();
-    json_t *post = post_processor(vocab, meta, styles[style].add_bos);
+    json_t *normalizer = pre->nfc ? json_pack("{s:s}", "type", "NFC") : json_null();
+    json_t *post = post_processor(vocab, meta, pre->add_bos);
     json_t *decoder = json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 1,
                                 "trim_offsets", 1, "use_regex", 1);
     json_t *model = json_pack(
         "{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:o, s:o}", "type", "BPE", "dropout", "unk_token",
         "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-        "ignore_merges", styles[style].ignore_merges, "vocab", vocab, "merges", merges);
+        "ignore_merges", pre->ignore_merges, "vocab", vocab, "merges", merges);
     return json_pack("{s:s, s:n, s:n, s:o, s:o, s:o, s:o, s:o, s:o}", "version", "1.0",
                      "truncation", "padding", "added_tokens", added, "normalizer", normalizer,
-                     "pre_tokenizer", pre_tokenizer(styles[style].split), "post_processor", post,
-                     "decoder", decoder, "model", model);
+                     "pre_tokenizer", dms_gguf_pre_make(pre), "post_processor", post, "decoder",
+                     decoder, "model", model);
 }
 
 static dms_status add_tokenizer(dms_source *s, const dms_gguf_meta *meta)
 {
-    size_t style;
+    const dms_gguf_pre *pre;
     dms_status status;
     json_t *vocab = json_object(), *merges = json_array(), *added = json_array(), *all = NULL;
     char *text = NULL;
-    DMS_TRY_OR(done, find_style(&style, meta));
+    DMS_TRY_OR(done, find_pre(&pre, meta));
     DMS_TRY_OR(done, put_tokens(vocab, added, meta));
     DMS_TRY_OR(done, put_merges(merges, meta));
-    all = assemble(meta, style, vocab, merges, added);
+    all = assemble(meta, pre, vocab, merges, added);
     vocab = merges = added = NULL;
     text = all ? json_dumps(all, JSON_COMPACT) : NULL;
     if (!text)
@@ -197,12 +157,20 @@ done:
     return status;
 }
 
+/* The whole tokenizer.json, where the file has it (docs/gguf.md of ggml,
+ * tokenizer.huggingface.json), says more than what can be made from ggml's keys. A file of numbers
+ * alone has the model "none", once "no_vocab". */
 dms_status dms_gguf_make_tokenizer(dms_source *s, const dms_gguf_meta *meta)
 {
     const dms_gguf_string template = dms_gguf_text(meta, "tokenizer.chat_template");
+    const dms_gguf_string whole = dms_gguf_text(meta, "tokenizer.huggingface.json");
+    const dms_gguf_string model = dms_gguf_text(meta, "tokenizer.ggml.model");
     if (template.text)
         DMS_TRY(dms_source_add_text(s, DMS_NOTE_CHAT_TEMPLATE, template.text, template.length));
-    if (dms_gguf_find(meta, "tokenizer.ggml.model"))
-        DMS_TRY(add_tokenizer(s, meta));
-    return DMS_OK;
+    if (whole.text)
+        return dms_source_add_text(s, DMS_NOTE_TOKENIZER, whole.text, whole.length);
+    if (!dms_gguf_find(meta, "tokenizer.ggml.model") || dms_gguf_is(model, "none") ||
+        dms_gguf_is(model, "no_vocab"))
+        return DMS_OK;
+    return add_tokenizer(s, meta);
 }

@@ -12,51 +12,6 @@ static dms_source *open_fixture(const char *name)
     return s;
 }
 
-static void expect_rows(const dms_source *model, const dms_source *reference, const char *type,
-                        const char *part)
-{
-    char name[128], key[128];
-    int64_t n, all;
-    snprintf(name, sizeof(name), "model.layers.0.%s.weight", part);
-    snprintf(key, sizeof(key), "%s.%s", type, part);
-    float *want = read_f32(reference, key, &n);
-    float *got = read_f32(model, name, &all); /* the reference has the first rows */
-    cr_assert_leq(n, all);
-    /* One unit in the last place: the reference may round d * q + m once or twice. */
-    for (int64_t i = 0; i < n; i++)
-        cr_assert(fabsf(got[i] - want[i]) <= 1.2e-7f * fabsf(want[i]),
-                  "%s[%lld] is %.9g, expected %.9g", key, (long long)i, (double)got[i],
-                  (double)want[i]);
-    free(want);
-    free(got);
-}
-
-Test(gguf, dequantises_as_the_reference_does)
-{
-    static const char *const types[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K"};
-    dms_source *reference = open_fixture("gguf/reference.safetensors");
-    for (size_t i = 0; i < COUNT(types); i++) {
-        char name[64];
-        snprintf(name, sizeof(name), "gguf/tiny-%s.gguf", types[i]);
-        dms_source *model = open_fixture(name);
-        expect_rows(model, reference, types[i], "mlp.down_proj");
-        expect_rows(model, reference, types[i], "self_attn.q_proj");
-        dms_source_close(model);
-    }
-    dms_source_close(reference);
-}
-
-Test(gguf, names_tensor_and_type_when_it_cannot_read_one)
-{
-    float x[1];
-    dms_source *s = open_fixture("gguf/tiny-IQ4_NL.gguf");
-    cr_expect_eq(dms_source_read(s, "model.layers.0.mlp.up_proj.weight", x, DMS_F32),
-                 DMS_ERR_DTYPE);
-    cr_expect(strstr(dms_error_text(), "model.layers.0.mlp.up_proj.weight is stored as IQ4_NL"));
-    cr_expect(strstr(dms_error_text(), "not supported yet"));
-    dms_source_close(s);
-}
-
 Test(gguf, half_to_single_is_exact_for_all_values)
 {
     for (uint32_t h = 0; h < 0x10000; h++) {
@@ -197,7 +152,8 @@ static void put_tensor(builder *b, const char *name, uint64_t cols, uint64_t row
 static const char *const tokens[] = {"<s>", "a", "b", "ab", "<u>"};
 static const char *const merges[] = {"a b"};
 
-/* A model of one head pair, with Llama 3's tokenizer and the given rope divisors [4]. */
+/* A model of one head pair, with Llama 3's tokenizer and the given rope divisors [4]; pre NULL: the
+ * file does not name its pre-tokeniser. */
 static void build(builder *b, const char *family, const char *pre, const float *divisors)
 {
     const int32_t kinds[] = {3, 1, 1, 1, 4};
@@ -206,7 +162,7 @@ static void build(builder *b, const char *family, const char *pre, const float *
     put(b, "GGUF", 4);
     put_u32(b, 3);
     put_u64(b, divisors ? 4 : 3);
-    put_u64(b, 14);
+    put_u64(b, pre ? 14 : 13);
     put_key_text(b, "general.architecture", family);
 #define KEY(text) (snprintf(name, sizeof(name), "%s.%s", family, text), name)
     put_key_int(b, KEY("block_count"), 1);
@@ -217,7 +173,8 @@ static void build(builder *b, const char *family, const char *pre, const float *
     put_key_real(b, KEY("attention.layer_norm_rms_epsilon"), 1e-6f);
     put_key_real(b, KEY("rope.freq_base"), 500000.0f);
     put_key_text(b, "tokenizer.ggml.model", "gpt2");
-    put_key_text(b, "tokenizer.ggml.pre", pre);
+    if (pre)
+        put_key_text(b, "tokenizer.ggml.pre", pre);
     put_key_texts(b, "tokenizer.ggml.tokens", tokens, COUNT(tokens));
     put_text(b, "tokenizer.ggml.token_type");
     put_u32(b, 9);
@@ -367,6 +324,36 @@ Test(gguf, makes_tokenizers_in_the_style_the_file_names)
     scratch_close(&dir);
 }
 
+/* Steps, ignore_merges and first token of every name; DeepSeek-R1's distils of Llama name Llama's.
+ */
+Test(gguf, knows_every_pre_tokeniser_of_its_families)
+{
+    static const struct {
+        const char *pre, *like;
+        int steps;
+        bool ignores_merges, first;
+    } names[] = {
+        {"gpt-2", "gpt-2", 0, false, false},       {"smollm", "smollm", 2, false, false},
+        {"llama-bpe", "llama-bpe", 2, true, true}, {"llama3", "llama-bpe", 2, true, true},
+        {"llama-v3", "llama-bpe", 2, true, true},  {"smaug-bpe", "llama-bpe", 2, false, false},
+        {"qwen2", "qwen2", 2, false, false},       {"deepseek-r1-qwen", "qwen2", 2, false, false},
+        {"default", "default", 5, false, false}};
+    scratch dir = scratch_open();
+    for (size_t i = 0; i < COUNT(names); i++) {
+        json_t *made = tokenizer_of(&dir, "llama", names[i].pre);
+        json_t *like = tokenizer_of(&dir, "llama", names[i].like);
+        const json_t *steps = json_object_get(made, "pre_tokenizer");
+        cr_expect(json_equal(steps, json_object_get(like, "pre_tokenizer")), "%s", names[i].pre);
+        cr_expect_eq(json_array_size(json_object_get(steps, "pretokenizers")), names[i].steps);
+        cr_expect_eq(json_is_true(json_object_get(json_object_get(made, "model"), "ignore_merges")),
+                     names[i].ignores_merges);
+        cr_expect_eq(json_is_object(json_object_get(made, "post_processor")), names[i].first);
+        json_decref(made);
+        json_decref(like);
+    }
+    scratch_close(&dir);
+}
+
 /* Puts `with` [n] at `offset` bytes behind a tensor's name in the list; opening must then fail and
  * say `expected`. */
 static void refuses(const char *name, size_t offset, uint64_t with, size_t n, const char *expected)
@@ -438,6 +425,10 @@ Test(gguf, refuses_families_and_tokenizers_it_does_not_know_by_name)
     write_bytes(scratch_path(&dir, "x"), b.bytes, b.n);
     cr_expect_eq(dms_source_open(&s, scratch_path(&dir, "x")), DMS_ERR_FORMAT);
     cr_expect(strstr(dms_error_text(), "tekken"));
+    build(&b, "llama", NULL, NULL);
+    write_bytes(scratch_path(&dir, "x"), b.bytes, b.n);
+    cr_expect_eq(dms_source_open(&s, scratch_path(&dir, "x")), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "no key tokenizer.ggml.pre"), "a tokenizer was guessed");
     b.bytes[4] = 1;
     write_bytes(scratch_path(&dir, "x"), b.bytes, b.n);
     cr_expect_eq(dms_source_open(&s, scratch_path(&dir, "x")), DMS_ERR_FORMAT);
