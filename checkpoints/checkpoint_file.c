@@ -20,17 +20,31 @@ uint32_t dms_crc32(uint32_t crc, const void *bytes, size_t n)
     return crc;
 }
 
-hid_t dms_hdf5_type(dms_dtype dtype)
+/* Two bytes: the sign, `exponent` bits with that bias, the mantissa. */
+static hid_t short_float(size_t exponent, size_t bias)
 {
-    if (dtype == DMS_I32)
-        return H5Tcopy(H5T_STD_I32LE);
+    const size_t mantissa = 15 - exponent;
     const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
-    if (dtype == DMS_BF16 && (H5Tset_fields(type, 15, 7, 8, 0, 7) < 0 || H5Tset_size(type, 2) < 0 ||
-                              H5Tset_ebias(type, 127) < 0)) {
+    if (H5Tset_fields(type, 15, mantissa, exponent, 0, mantissa) < 0 || H5Tset_size(type, 2) < 0 ||
+        H5Tset_ebias(type, bias) < 0) {
         dms_hdf5_drop(type);
         return -1;
     }
     return type;
+}
+
+hid_t dms_hdf5_type(dms_file_type type)
+{
+    switch (type) {
+    case DMS_FILE_F16:
+        return short_float(5, 15);
+    case DMS_FILE_BF16:
+        return short_float(8, 127);
+    case DMS_FILE_I32:
+        return H5Tcopy(H5T_STD_I32LE);
+    default:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    }
 }
 
 hid_t dms_hdf5_access(void)
@@ -182,8 +196,10 @@ dms_status dms_trailer_read(dms_extents *e, const dms_mapping *m, const char *pa
     const uint32_t crc = (uint32_t)load(footer + CRC_AT, 4);
     const uint64_t version = load(footer + 20, 4), rest = m->size - FOOTER;
     if (version != 1)
-        return dms_fail(DMS_ERR_FORMAT, "%s is of version %llu, this program reads version 1", path,
-                        (unsigned long long)version);
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s has a trailer of version %llu, this program reads version 1: it was "
+                        "written by another version of dms.c",
+                        path, (unsigned long long)version);
     if (count > rest / 16 || body != rest - 16 * count)
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: its trailer speaks of %llu bytes and %llu datasets, the "

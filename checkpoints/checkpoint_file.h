@@ -33,9 +33,12 @@ bool dms_extents_have(const dms_extents *e, uint64_t offset, uint64_t size);
 /* CRC-32 of zlib over any number of bytes, started with 0. */
 uint32_t dms_crc32(uint32_t crc, const void *bytes, size_t n);
 
-/* The HDF5 type of a dtype, to be closed by the caller; negative on failure. bf16: sign bit 15,
- * exponent bits 7..14 with bias 127, mantissa bits 0..6. */
-hid_t dms_hdf5_type(dms_dtype dtype);
+/* Version 2 has F16 tensors and compressed ones. Version 1 is read. */
+enum { DMS_CHECKPOINT_VERSION = 2 };
+
+/* The HDF5 type of F32, F16, BF16 or I32, to be closed by the caller; negative on failure. bf16:
+ * sign bit 15, exponent bits 7..14 with bias 127, mantissa bits 0..6. */
+hid_t dms_hdf5_type(dms_file_type type);
 /* Access properties of both sides; to be closed. */
 hid_t dms_hdf5_access(void);
 /* Closes anything but a file; negative ids are legal. */

@@ -1,6 +1,8 @@
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
+#include "checkpoints/checkpoint_chunks.h"
 #include "checkpoints/checkpoint_file.h"
 #include "checkpoints/source_build.h"
 
@@ -19,6 +21,9 @@ struct dms_checkpoint {
     int n_texts;
     number *numbers;
     int n_numbers;
+    dms_mapping *inflated; /* anonymous memory of the compressed tensors */
+    int n_inflated;
+    size_t inflated_bytes;
 };
 
 /* The file while it is being opened. */
@@ -26,6 +31,7 @@ typedef struct {
     dms_checkpoint *c;
     const char *path;
     dms_extents extents;
+    bool no_memory; /* why the walk over the attributes stopped */
 } opening;
 
 static dms_status corrupt(const opening *o, const char *what, const char *name)
@@ -66,18 +72,27 @@ static bool place(const uint8_t **data, const opening *o, hid_t set, size_t byte
     return true;
 }
 
-static bool read_dtype(dms_dtype *out, hid_t set)
+static bool read_type(dms_file_type *out, hid_t set)
 {
+    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_F16, DMS_FILE_BF16, DMS_FILE_I32};
     const hid_t type = H5Dget_type(set);
     bool found = false;
-    for (int i = DMS_F32; type >= 0 && !found && i <= DMS_I32; i++) {
-        const hid_t ours = dms_hdf5_type((dms_dtype)i);
+    for (size_t i = 0; type >= 0 && !found && i < sizeof(types) / sizeof(*types); i++) {
+        const hid_t ours = dms_hdf5_type(types[i]);
         found = H5Tequal(type, ours) > 0;
-        *out = (dms_dtype)i;
+        *out = types[i];
         dms_hdf5_drop(ours);
     }
     dms_hdf5_drop(type);
     return found;
+}
+
+/* Bytes of an element of such a type. */
+static size_t element_bytes(dms_file_type type)
+{
+    size_t bytes;
+    dms_file_type_block(type, &bytes);
+    return bytes;
 }
 
 static bool read_shape(dms_checkpoint_tensor *t, size_t *bytes, hid_t set)
@@ -87,7 +102,7 @@ static bool read_shape(dms_checkpoint_tensor *t, size_t *bytes, hid_t set)
     const int rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
     bool ok = rank >= 0 && rank <= 4 && H5Sget_simple_extent_dims(space, dims, NULL) >= 0;
     dms_hdf5_drop(space);
-    *bytes = dms_dtype_bytes(t->dtype);
+    *bytes = element_bytes(t->type);
     t->rank = rank;
     for (int i = 0; ok && i < 4; i++) {
         t->shape[i] = i < rank ? (int64_t)dims[i] : 1;
@@ -96,16 +111,100 @@ static bool read_shape(dms_checkpoint_tensor *t, size_t *bytes, hid_t set)
     return ok;
 }
 
+/* How a chunked dataset is cut, where it is cut as our writer does: chunks of whole rows through
+ * shuffle and deflate. */
+static bool read_chunking(dms_chunking *out, hid_t set, const dms_checkpoint_tensor *t)
+{
+    hsize_t dims[4] = {0};
+    const hid_t how = H5Dget_create_plist(set);
+    bool ok = how >= 0 && t->rank > 0 && H5Pget_chunk(how, 4, dims) == t->rank &&
+              H5Pget_nfilters(how) == 2;
+    for (unsigned i = 0; ok && i < 2; i++) {
+        unsigned flags, config;
+        size_t n = 0;
+        const H5Z_filter_t filter = H5Pget_filter2(how, i, &flags, &n, NULL, 0, NULL, &config);
+        ok = filter == (i ? H5Z_FILTER_DEFLATE : H5Z_FILTER_SHUFFLE);
+    }
+    dms_hdf5_drop(how);
+    for (int i = 1; ok && i < t->rank; i++)
+        ok = dims[i] == (hsize_t)t->shape[i];
+    ok = ok && t->bytes && dims[0] > 0 && dims[0] <= (hsize_t)t->shape[0];
+    if (ok)
+        *out = (dms_chunking){t->shape[0], (int64_t)dims[0], t->bytes / (size_t)t->shape[0],
+                              element_bytes(t->type)};
+    return ok;
+}
+
+static dms_status inflate_into(const opening *o, hid_t set, const dms_checkpoint_tensor *t,
+                               const dms_chunking *c, void *to)
+{
+    for (int64_t i = 0; i < dms_chunking_count(c); i++) {
+        const hsize_t at[4] = {(hsize_t)(i * c->chunk_rows)};
+        hsize_t size = 0;
+        haddr_t address = HADDR_UNDEF;
+        unsigned mask = 0;
+        if (H5Dget_chunk_info_by_coord(set, at, &mask, &address, &size) < 0 || mask ||
+            address == HADDR_UNDEF || !dms_extents_have(&o->extents, address, size))
+            return corrupt(o, "a chunk", t->name);
+        const dms_status status = dms_chunk_inflate(to, c, i, o->c->map.bytes + address, size);
+        if (status == DMS_ERR_FORMAT)
+            return corrupt(o, "a compressed chunk", t->name);
+        DMS_TRY(status);
+    }
+    return DMS_OK;
+}
+
+/* A compressed tensor, in memory of its own that the checkpoint owns. */
+static dms_status inflate(dms_checkpoint_tensor *t, opening *o, hid_t set)
+{
+    dms_chunking chunking;
+    dms_checkpoint *c = o->c;
+    if (!read_chunking(&chunking, set, t))
+        return corrupt(o, "the cut into chunks", t->name);
+    if (t->bytes > 4 * c->map.size + (64u << 20) - c->inflated_bytes)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s (%zu bytes) says that tensor %s inflates to %zu bytes, expected at "
+                        "most 4 times the file and 64 MiB in all",
+                        o->path, c->map.size, t->name, t->bytes);
+    void *memory = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    dms_mapping *slot =
+        memory == MAP_FAILED ? NULL : grow((void **)&c->inflated, c->n_inflated, sizeof(*slot));
+    if (!slot) {
+        if (memory != MAP_FAILED)
+            munmap(memory, t->bytes);
+        return dms_fail(DMS_ERR_NOMEM, "no memory for %zu bytes of tensor %s", t->bytes, t->name);
+    }
+    *slot = (dms_mapping){memory, t->bytes};
+    c->n_inflated++;
+    c->inflated_bytes += t->bytes;
+    t->data = memory;
+    return inflate_into(o, set, t, &chunking, memory);
+}
+
+static bool is_chunked(hid_t set)
+{
+    const hid_t how = H5Dget_create_plist(set);
+    const bool chunked = how >= 0 && H5Pget_layout(how) == H5D_CHUNKED;
+    dms_hdf5_drop(how);
+    return chunked;
+}
+
 static dms_status add_tensor(opening *o, hid_t set, const char *group, const char *name)
 {
     dms_checkpoint *c = o->c;
-    dms_checkpoint_tensor t = {0};
-    const uint8_t *data;
-    if (!read_dtype(&t.dtype, set) || !read_shape(&t, &t.bytes, set))
+    dms_checkpoint_tensor t = {.name = name};
+    if (!read_type(&t.type, set) || !read_shape(&t, &t.bytes, set))
         return corrupt(o, "type or shape", name);
-    if (!place(&data, o, set, t.bytes) || !read_crc(&t.crc, set))
-        return corrupt(o, "place or CRC", name);
-    t.data = data;
+    if (!read_crc(&t.crc, set))
+        return corrupt(o, "CRC", name);
+    if (is_chunked(set)) {
+        DMS_TRY(inflate(&t, o, set));
+    } else {
+        const uint8_t *data;
+        if (!place(&data, o, set, t.bytes))
+            return corrupt(o, "place", name);
+        t.data = data;
+    }
     dms_checkpoint_tensor *slot = grow((void **)&c->tensors, c->n_tensors, sizeof(*slot));
     t.group = slot ? strdup(group) : NULL;
     t.name = slot ? strdup(name) : NULL;
@@ -187,7 +286,8 @@ static dms_status visit_group(opening *o, hid_t root, const char *root_name, con
 /* One root attribute; those that are no single number are not ours to read. */
 static herr_t visit_attribute(hid_t root, const char *name, const H5A_info_t *info, void *context)
 {
-    dms_checkpoint *c = context;
+    opening *o = context;
+    dms_checkpoint *c = o->c;
     (void)info;
     herr_t result = 0;
     const hid_t attribute = H5Aopen(root, name, H5P_DEFAULT);
@@ -204,9 +304,10 @@ static herr_t visit_attribute(hid_t root, const char *name, const H5A_info_t *in
         goto done;
     number *slot = grow((void **)&c->numbers, c->n_numbers, sizeof(*slot));
     n.name = slot ? strdup(name) : NULL;
-    if (!n.name)
+    if (!n.name) {
+        o->no_memory = true;
         result = -1;
-    if (slot && n.name) {
+    } else {
         n.x = n.whole ? (double)n.i : n.x;
         *slot = n;
         c->n_numbers++;
@@ -222,10 +323,16 @@ static dms_status read_all(opening *o, hid_t file)
 {
     hsize_t index = 0;
     int64_t version;
-    if (H5Aiterate2(file, H5_INDEX_NAME, H5_ITER_INC, &index, visit_attribute, o->c) < 0)
-        return corrupt(o, "an attribute", "the file");
-    if (!dms_checkpoint_int(o->c, "version", &version) || version != 1)
-        return dms_fail(DMS_ERR_FORMAT, "%s has no version or another than 1", o->path);
+    if (H5Aiterate2(file, H5_INDEX_NAME, H5_ITER_INC, &index, visit_attribute, o) < 0)
+        return o->no_memory ? dms_fail(DMS_ERR_NOMEM, "no memory for the numbers of %s", o->path)
+                            : corrupt(o, "an attribute", "the file");
+    if (!dms_checkpoint_int(o->c, "version", &version) || version < 1)
+        return dms_fail(DMS_ERR_FORMAT, "%s has no version, expected a checkpoint of dms.c",
+                        o->path);
+    if (version > DMS_CHECKPOINT_VERSION)
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s is of version %lld, this program reads 1 to %d; use a newer dms.c",
+                        o->path, (long long)version, DMS_CHECKPOINT_VERSION);
     return walk(o, file, "/", visit_group);
 }
 
@@ -275,7 +382,10 @@ void dms_checkpoint_close(dms_checkpoint *c)
     }
     for (int i = 0; i < c->n_numbers; i++)
         free(c->numbers[i].name);
+    for (int i = 0; i < c->n_inflated; i++)
+        dms_mapping_close(&c->inflated[i]);
     dms_mapping_close(&c->map);
+    free(c->inflated);
     free(c->tensors);
     free(c->texts);
     free(c->numbers);
@@ -304,14 +414,15 @@ const dms_checkpoint_tensor *dms_checkpoint_find(const dms_checkpoint *c, const 
 dms_status dms_checkpoint_read(const dms_checkpoint *c, const char *group, const char *name,
                                dms_dtype dtype, int64_t count, void *dst)
 {
-    static const char *const names[] = {"F32", "BF16", "I32"};
+    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_BF16, DMS_FILE_I32};
     const dms_checkpoint_tensor *t = dms_checkpoint_find(c, group, name);
     if (!t)
         return dms_fail(DMS_ERR_FORMAT, "the checkpoint has no tensor %s/%s", group, name);
-    const int64_t found = (int64_t)(t->bytes / dms_dtype_bytes(t->dtype));
-    if (t->dtype != dtype || found != count)
+    const int64_t found = (int64_t)(t->bytes / element_bytes(t->type));
+    if (t->type != types[dtype] || found != count)
         return dms_fail(DMS_ERR_FORMAT, "%s/%s has %lld %s, expected %lld %s", group, name,
-                        (long long)found, names[t->dtype], (long long)count, names[dtype]);
+                        (long long)found, dms_file_type_name(t->type), (long long)count,
+                        dms_file_type_name(types[dtype]));
     if (t->bytes)
         memcpy(dst, t->data, t->bytes);
     return DMS_OK;
@@ -400,14 +511,13 @@ static dms_status show_texts(dms_source *s, const dms_checkpoint *c)
 
 static dms_status show_tensors(dms_source *s, const dms_checkpoint *c)
 {
-    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_BF16, DMS_FILE_I32};
     for (int64_t i = 0; i < c->n_tensors; i++) {
         const dms_checkpoint_tensor *t = &c->tensors[i];
         if (strcmp(t->group, "weights"))
             continue;
         dms_source_tensor shown = {.info = {.name = t->name, .rank = t->rank}};
         memcpy(shown.info.shape, t->shape, sizeof(shown.info.shape));
-        shown.info.type = types[t->dtype];
+        shown.info.type = t->type;
         shown.type_name = dms_file_type_name(shown.info.type);
         shown.data = t->data;
         shown.bytes = t->bytes;
@@ -427,6 +537,8 @@ dms_status dms_checkpoint_fill(dms_source *s, const char *path)
     for (int i = 0; i < c->n_numbers; i++)
         DMS_TRY_OR(done, dms_source_add_number(s, c->numbers[i].name, c->numbers[i].x));
     DMS_TRY_OR(done, dms_source_adopt(s, &c->map));
+    for (int i = 0; i < c->n_inflated; i++)
+        DMS_TRY_OR(done, dms_source_adopt(s, &c->inflated[i]));
 done:
     dms_checkpoint_close(c);
     return status;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "checkpoints/checkpoint_chunks.h"
 #include "checkpoints/checkpoint_file.h"
 
 /* libhdf5 1.10 cannot close a file whose last flush fails. So it must never meet a full disk: space
@@ -17,6 +18,7 @@ struct dms_checkpoint_writer {
     char *path, *temporary;
     dms_extents extents;
     uint64_t reserved; /* bytes the file system has promised */
+    bool compressed;   /* tensors, from now on */
 };
 
 static dms_status failed(const dms_checkpoint_writer *w, const char *what, const char *name)
@@ -50,7 +52,7 @@ static dms_status reserve(dms_checkpoint_writer *w, uint64_t bytes)
 
 static dms_status put_header(const dms_checkpoint_writer *w)
 {
-    const int32_t version = 1;
+    const int32_t version = DMS_CHECKPOINT_VERSION;
     const hid_t text = H5Tcopy(H5T_C_S1), space = H5Screate(H5S_SCALAR);
     hid_t format = -1, number = -1;
     dms_status status = DMS_OK;
@@ -141,7 +143,17 @@ typedef struct {
     hid_t type, space;
     const void *data;
     size_t bytes;
+    const dms_chunking *chunking; /* NULL: contiguous */
+    int rank;
+    const hsize_t *chunk; /* dimensions of a chunk */
 } dataset;
+
+/* A dataset's chunks in memory. */
+typedef struct {
+    uint8_t **bytes;
+    size_t *sizes, total;
+    int64_t count;
+} packed;
 
 static bool put_crc(hid_t set, const dataset *d)
 {
@@ -155,20 +167,52 @@ static bool put_crc(hid_t set, const dataset *d)
     return ok;
 }
 
-/* Contiguous, allocated at once, never filled: so it has an offset and is written only once. */
+/* Contiguous, allocated at once, never filled: so it has an offset and is written only once. Or in
+ * chunks with the two filters. */
 static hid_t create_dataset(hid_t group, const dataset *d)
 {
     hid_t set = -1;
     const hid_t how = H5Pcreate(H5P_DATASET_CREATE);
-    if (H5Pset_layout(how, H5D_CONTIGUOUS) >= 0 &&
-        H5Pset_alloc_time(how, H5D_ALLOC_TIME_EARLY) >= 0 &&
-        H5Pset_fill_time(how, H5D_FILL_TIME_NEVER) >= 0)
+    const bool ok = d->chunking
+                        ? H5Pset_chunk(how, d->rank, d->chunk) >= 0 && H5Pset_shuffle(how) >= 0 &&
+                              H5Pset_deflate(how, DMS_CHUNK_LEVEL) >= 0
+                        : H5Pset_layout(how, H5D_CONTIGUOUS) >= 0 &&
+                              H5Pset_alloc_time(how, H5D_ALLOC_TIME_EARLY) >= 0;
+    if (ok && H5Pset_fill_time(how, H5D_FILL_TIME_NEVER) >= 0)
         set = H5Dcreate2(group, d->name, d->type, d->space, H5P_DEFAULT, how, H5P_DEFAULT);
     dms_hdf5_drop(how);
     return set;
 }
 
-static dms_status put_dataset(dms_checkpoint_writer *w, const dataset *d)
+static dms_status write_whole(dms_checkpoint_writer *w, hid_t set, const dataset *d)
+{
+    if (H5Dwrite(set, d->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, d->data) < 0)
+        return failed(w, "write", d->name);
+    const haddr_t offset = H5Dget_offset(set);
+    if (d->bytes && offset == HADDR_UNDEF)
+        return failed(w, "place", d->name);
+    return d->bytes ? dms_extents_add(&w->extents, offset, d->bytes) : DMS_OK;
+}
+
+/* The chunks go to the file as they are, past HDF5's own filters. */
+static dms_status write_chunks(dms_checkpoint_writer *w, hid_t set, const dataset *d,
+                               const packed *p)
+{
+    for (int64_t i = 0; i < p->count; i++) {
+        hsize_t at[4] = {(hsize_t)(i * d->chunking->chunk_rows)}, size = 0;
+        haddr_t address = HADDR_UNDEF;
+        unsigned mask = 0;
+        if (H5Dwrite_chunk(set, H5P_DEFAULT, 0, at, p->sizes[i], p->bytes[i]) < 0)
+            return failed(w, "write", d->name);
+        if (H5Dget_chunk_info_by_coord(set, at, &mask, &address, &size) < 0 ||
+            address == HADDR_UNDEF || size != p->sizes[i])
+            return failed(w, "place", d->name);
+        DMS_TRY(dms_extents_add(&w->extents, address, size));
+    }
+    return DMS_OK;
+}
+
+static dms_status put_dataset(dms_checkpoint_writer *w, const dataset *d, const packed *p)
 {
     dms_status status = DMS_OK;
     hid_t group = -1, set = -1;
@@ -176,18 +220,14 @@ static dms_status put_dataset(dms_checkpoint_writer *w, const dataset *d)
         DMS_TRY_OR(done, failed(w, "describe", d->name));
     DMS_TRY_OR(done, check_name(w, d->group));
     DMS_TRY_OR(done, check_name(w, d->name));
-    DMS_TRY_OR(done, reserve(w, d->bytes));
+    DMS_TRY_OR(done, reserve(w, d->chunking ? p->total + 64 * (size_t)p->count : d->bytes));
     group = open_group(w, d->group);
     set = group < 0 ? -1 : create_dataset(group, d);
     if (set < 0)
         DMS_TRY_OR(done, failed(w, "create", d->name));
-    if (H5Dwrite(set, d->type, H5S_ALL, H5S_ALL, H5P_DEFAULT, d->data) < 0 || !put_crc(set, d))
+    DMS_TRY_OR(done, d->chunking ? write_chunks(w, set, d, p) : write_whole(w, set, d));
+    if (!put_crc(set, d))
         DMS_TRY_OR(done, failed(w, "write", d->name));
-    const haddr_t offset = H5Dget_offset(set);
-    if (d->bytes && offset == HADDR_UNDEF)
-        DMS_TRY_OR(done, failed(w, "place", d->name));
-    if (d->bytes)
-        DMS_TRY_OR(done, dms_extents_add(&w->extents, offset, d->bytes));
 done:
     dms_hdf5_drop(set);
     dms_hdf5_drop(group);
@@ -196,23 +236,84 @@ done:
     return status;
 }
 
+void dms_checkpoint_writer_compress(dms_checkpoint_writer *w)
+{
+    w->compressed = true;
+}
+
+static void drop_packed(packed *p)
+{
+    for (int64_t i = 0; p->bytes && i < p->count; i++)
+        free(p->bytes[i]);
+    free(p->bytes);
+    free(p->sizes);
+}
+
+static dms_status pack(packed *p, const dms_chunking *c, const void *data)
+{
+    p->count = dms_chunking_count(c);
+    p->bytes = calloc((size_t)p->count, sizeof(*p->bytes));
+    p->sizes = calloc((size_t)p->count, sizeof(*p->sizes));
+    if (!p->bytes || !p->sizes)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for %lld chunks", (long long)p->count);
+    for (int64_t i = 0; i < p->count; i++) {
+        DMS_TRY(dms_chunk_deflate(&p->bytes[i], &p->sizes[i], c, i, data));
+        p->total += p->sizes[i];
+    }
+    return DMS_OK;
+}
+
+/* Whether the gain is worth the chunks, and no bomb. */
+static bool worth_it(const packed *p, size_t bytes)
+{
+    return p->total < bytes - bytes / 32 && p->total > bytes / 4;
+}
+
+dms_status dms_checkpoint_put_entry(dms_checkpoint_writer *w, const char *group,
+                                    const dms_tensor_entry *entry, const void *data)
+{
+    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_BF16, DMS_FILE_I32};
+    hsize_t dims[4] = {1, 1, 1, 1}, chunk[4];
+    const size_t element = entry->half ? 2 : dms_dtype_bytes(entry->dtype);
+    size_t bytes = element;
+    packed p = {0};
+    dms_chunking chunking;
+    dms_status status = DMS_OK;
+    if (entry->rank < 0 || entry->rank > 4)
+        return dms_fail(DMS_ERR_ARG, "%s has rank %d, expected 0 to 4", entry->name, entry->rank);
+    for (int i = 0; i < entry->rank; i++) {
+        if (entry->shape[i] < 0)
+            return dms_fail(DMS_ERR_ARG, "dimension %d of %s is negative", i, entry->name);
+        dims[i] = (hsize_t)entry->shape[i];
+        bytes *= (size_t)entry->shape[i];
+    }
+    memcpy(chunk, dims, sizeof(chunk));
+    bool cut = w->compressed && dms_chunking_plan(&chunking, entry->rank, entry->shape, element);
+    if (cut) {
+        chunk[0] = (hsize_t)chunking.chunk_rows;
+        DMS_TRY_OR(done, pack(&p, &chunking, data));
+        cut = worth_it(&p, bytes);
+    }
+    const hid_t space =
+        entry->rank ? H5Screate_simple(entry->rank, dims, NULL) : H5Screate(H5S_SCALAR);
+    const hid_t type = dms_hdf5_type(entry->half ? DMS_FILE_F16 : types[entry->dtype]);
+    status = put_dataset(w,
+                         &(dataset){group, entry->name, type, space, data, bytes,
+                                    cut ? &chunking : NULL, entry->rank, chunk},
+                         &p);
+done:
+    drop_packed(&p);
+    return status;
+}
+
 dms_status dms_checkpoint_put_tensor(dms_checkpoint_writer *w, const char *group, const char *name,
                                      dms_dtype dtype, int rank, const int64_t *shape,
                                      const void *data)
 {
-    hsize_t dims[4] = {1, 1, 1, 1};
-    size_t bytes = dms_dtype_bytes(dtype);
-    if (rank < 0 || rank > 4)
-        return dms_fail(DMS_ERR_ARG, "%s has rank %d, expected 0 to 4", name, rank);
-    for (int i = 0; i < rank; i++) {
-        if (shape[i] < 0)
-            return dms_fail(DMS_ERR_ARG, "dimension %d of %s is negative", i, name);
-        dims[i] = (hsize_t)shape[i];
-        bytes *= (size_t)shape[i];
-    }
-    const hid_t space = rank ? H5Screate_simple(rank, dims, NULL) : H5Screate(H5S_SCALAR);
-    DMS_TRY(put_dataset(w, &(dataset){group, name, dms_hdf5_type(dtype), space, data, bytes}));
-    return DMS_OK;
+    dms_tensor_entry entry = {.name = name, .dtype = dtype, .rank = rank};
+    for (int i = 0; i < rank && i < 4; i++)
+        entry.shape[i] = shape[i];
+    return dms_checkpoint_put_entry(w, group, &entry, data);
 }
 
 dms_status dms_checkpoint_put_text(dms_checkpoint_writer *w, const char *name, const char *text,
@@ -226,8 +327,9 @@ dms_status dms_checkpoint_put_text(dms_checkpoint_writer *w, const char *name, c
         dms_hdf5_drop(type);
         type = -1;
     }
-    DMS_TRY(put_dataset(
-        w, &(dataset){"texts", name, type, H5Screate(H5S_SCALAR), length ? text : "", bytes}));
+    const dataset d = {"texts", name, type, H5Screate(H5S_SCALAR), length ? text : "", bytes,
+                       NULL,    0,    NULL};
+    DMS_TRY(put_dataset(w, &d, NULL));
     return DMS_OK;
 }
 
@@ -281,15 +383,17 @@ static dms_status finish(dms_checkpoint_writer *w)
     DMS_TRY(dms_trailer_write(w->fd, w->temporary, &w->extents));
     if (fsync(w->fd))
         return dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", w->temporary, strerror(errno));
-    if (rename(w->temporary, w->path))
-        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", w->temporary, w->path,
-                        strerror(errno));
-    free(w->temporary);
-    w->temporary = NULL;
-    char *folder = dms_path_folder(w->path);
+    char *folder = dms_path_folder(w->path); /* before PATH is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
-    const dms_status status = dms_folder_sync(folder);
+    dms_status status = DMS_OK;
+    if (rename(w->temporary, w->path))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", w->temporary,
+                                  w->path, strerror(errno)));
+    free(w->temporary);
+    w->temporary = NULL;
+    DMS_TRY_OR(done, dms_folder_sync(folder));
+done:
     free(folder);
     return status;
 }

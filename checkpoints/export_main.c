@@ -1,25 +1,40 @@
-/* dms-export: a trained checkpoint as files that other programs load. */
+/* dms-export: a model, retrofitted or not, as files that other programs load. */
 #include <getopt.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/checkpoint.h"
+#include "checkpoints/export.h"
+#include "checkpoints/gguf_write.h"
 #include "checkpoints/huggingface.h"
-#include "checkpoints/source.h"
+#include "checkpoints/nvidia.h"
 #include "data/program.h"
+#include "model/gate.h"
 
 static const char help[] =
-    "Usage: dms-export CHECKPOINT --to hf|adapter -o FOLDER [options]\n"
+    "Usage: dms-export MODEL --to hf|nvidia-dms|adapter|hdf5|gguf -o PATH [options]\n"
     "\n"
-    "Writes a checkpoint of dms-train as files that others load.\n"
-    "  hf        a Hugging Face folder: all weights, tokenizer, config with the dms_ keys\n"
-    "  adapter   the adapter gate's own tensors alone, with those keys\n"
+    "Writes a checkpoint of dms-train, or any model we read, as files that others load.\n"
+    "  hf          a Hugging Face folder: all weights, tokenizer, config with the dms_ keys\n"
+    "  nvidia-dms  the same with the config that NVIDIA's DMS classes read; put their two\n"
+    "              Python files, which it names, beside it\n"
+    "  adapter     a folder with the adapter gate's own tensors alone, and those keys\n"
+    "  hdf5        one file of ours without the state of training\n"
+    "  gguf        one file whose dense form llama.cpp runs; the gate is in its metadata\n"
+    "Before the command ends well, what it wrote was opened again and compared.\n"
     "\n"
-    "  -o, --output FOLDER    where to; must not exist, or be an empty folder\n"
-    "      --dtype bf16|f32   type of all tensors but the gate's, which stay f32 (default: bf16)\n"
-    "      --shard-gb N       start a new file after N gigabytes, up to 1000000 (default: 5)\n"
-    "      --force            replace a folder that holds a model, with all files in it\n"
+    "  -o, --output PATH      where to; must not exist, or be an empty folder\n"
+    "      --type bf16|f32|f16|stored  type of all tensors but the gate's, which stay f32\n"
+    "                         (bf16); stored: each as it is in MODEL; gguf: also q8_0, not\n"
+    "                         stored, and vectors stay f32\n"
+    "      --shard-size SIZE  folders: start a new file after this many bytes, with KB, MB, GB,\n"
+    "                         KiB, MiB or GiB behind the number (5GB)\n"
+    "      --compress         hdf5: gzip and shuffle, 1.2 to 1.4 times smaller, slower to open\n"
+    "      --dms-shift 0|1    which token a decision governs, where MODEL leaves it open or\n"
+    "                         follows FastDMS: its own (0) or the one before (1)\n"
+    "      --force            replace a folder that holds a model, with all files in it, or a "
+    "file\n"
     "  -h, --help             this text\n"
     "\n"
     "Exit: 0 done, 1 failed, 2 wrong usage.\n"
@@ -27,84 +42,66 @@ static const char help[] =
 
 typedef struct {
     const char *input, *to, *output;
-    dms_dtype dtype;
-    double shard_gb;
-    bool force;
+    dms_export_type type;
+    size_t shard_bytes;
+    int64_t shift; /* -1: not said */
+    bool force, compress;
+    bool q8_0; /* gguf's own type, instead of `type` */
 } arguments;
 
-/* What to write: the weights' table, and where each tensor comes from. */
-typedef struct {
-    const dms_source *source;
-    const dms_checkpoint *checkpoint; /* NULL where the source is no checkpoint of ours */
-    dms_tensor_entry *entries;
-    int64_t count;
-} export_set;
-
-static bool is_gate_tensor(const char *name)
+/* The config of the export before a format changes it. */
+static dms_status make_config(json_t **out, const dms_export *e, const arguments *a)
 {
-    return strstr(name, ".dms_proj_alpha") != NULL;
-}
-
-/* A trained tensor has a master, whose type is f32. */
-static bool has_master(const export_set *set, const char *name)
-{
-    return set->checkpoint && dms_checkpoint_find(set->checkpoint, "masters", name);
-}
-
-/* Every tensor of the source, or the gate's only. Vectors take the type of the matrices:
- * transformers loads a model in one type. The gate's own tensors stay f32: they are small, and
- * their logits are compared with 0. */
-static dms_status list_tensors(export_set *set, const arguments *a, bool gate_only)
-{
-    const int64_t n = dms_source_count(set->source);
-    set->entries = calloc((size_t)n + 1, sizeof(*set->entries));
-    if (!set->entries)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for a list of %lld tensors", (long long)n);
-    for (int64_t i = 0; i < n; i++) {
-        const dms_tensor_info *info = dms_source_info(set->source, i);
-        if (gate_only && !is_gate_tensor(info->name))
-            continue;
-        dms_tensor_entry *e = &set->entries[set->count++];
-        *e = (dms_tensor_entry){.name = info->name, .rank = info->rank};
-        e->dtype = is_gate_tensor(info->name) ? DMS_F32 : a->dtype;
-        memcpy(e->shape, info->shape, sizeof(e->shape));
-    }
+    dms_gate gate;
+    dms_status status = DMS_OK;
+    json_t *config = NULL;
+    double trained = 0;
+    if (a->shift == 0 && dms_source_number(e->source, "shift", &trained) && trained == 1)
+        return dms_fail(DMS_ERR_ARG, "--dms-shift is 0, but %s was trained with 1", a->input);
+    DMS_TRY(dms_gate_parse(&gate, dms_source_config(e->source)));
+    DMS_TRY(dms_gate_settle(&gate, a->shift));
+    DMS_TRY(dms_plain_config(&config, dms_source_config(e->source)));
+    if (a->shift >= 0)
+        json_object_del(config, "dms_shift");
+    if (gate.own && json_object_set_new(config, "dms_shift", json_integer(0)))
+        DMS_TRY_OR(failed, dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys"));
+    DMS_TRY_OR(failed, dms_export_note_type(config, a->type));
+    *out = config;
     return DMS_OK;
+failed:
+    json_decref(config);
+    return status;
 }
 
-static dms_status fetch(void *context, int64_t i, void *dst)
+static dms_status write_folder(dms_export *e, const arguments *a, const json_t *config)
 {
-    const export_set *set = context;
-    const dms_tensor_entry *e = &set->entries[i];
-    int64_t elements = 1;
-    if (e->dtype != DMS_F32 || !has_master(set, e->name))
-        return dms_source_read(set->source, e->name, dst, e->dtype);
-    for (int k = 0; k < e->rank; k++)
-        elements *= e->shape[k];
-    return dms_checkpoint_read(set->checkpoint, "masters", e->name, DMS_F32, elements, dst);
-}
-
-static dms_status export_hf(export_set *set, const arguments *a)
-{
-    size_t length = 0;
-    DMS_TRY(list_tensors(set, a, false));
-    const char *tokenizer = dms_source_tokenizer(set->source, &length);
-    const dms_hf_model model = {.config = dms_source_config(set->source),
-                                .tokenizer = tokenizer,
-                                .tokenizer_length = length,
-                                .chat_template = dms_source_chat_template(set->source),
-                                .tensors = {set->entries, set->count, fetch, set},
-                                .shard_bytes = (size_t)(a->shard_gb * 1e9),
-                                .force = a->force};
+    DMS_TRY(dms_export_list(e, a->type, false, true));
+    dms_hf_model model = {.config = config,
+                          .chat_template = dms_source_chat_template(e->source),
+                          .tensors = dms_export_set(e),
+                          .shard_bytes = a->shard_bytes,
+                          .force = a->force};
+    model.tokenizer = dms_source_tokenizer(e->source, &model.tokenizer_length);
+    for (int i = 0; i < DMS_HF_CARRIED; i++)
+        model.carried[i] = dms_source_text(e->source, dms_hf_carried[i]);
     return dms_hf_write(a->output, &model);
 }
 
+static dms_status export_nvidia(dms_export *e, const arguments *a, const json_t *config)
+{
+    json_t *nvidia = NULL;
+    DMS_TRY(dms_nvidia_config(&nvidia, config));
+    const dms_status status = write_folder(e, a, nvidia);
+    json_decref(nvidia);
+    return status;
+}
+
 /* The dms_ keys of the config, and which model they belong to. */
-static json_t *adapter_config(const dms_source *s)
+static json_t *adapter_config(const dms_source *s, const json_t *config)
 {
     const char *key;
     json_t *value, *out = json_object();
-    json_object_foreach((json_t *)dms_source_config(s), key, value)
+    json_object_foreach((json_t *)(uintptr_t)config, key, value)
     {
         if (!strncmp(key, "dms_", 4) || !strcmp(key, "model_type"))
             json_object_set(out, key, value);
@@ -115,94 +112,130 @@ static json_t *adapter_config(const dms_source *s)
     return out;
 }
 
-static dms_status export_adapter(export_set *set, const arguments *a)
+static dms_status export_adapter(dms_export *e, const arguments *a, const json_t *config)
 {
-    DMS_TRY(list_tensors(set, a, true));
-    if (!set->count)
+    DMS_TRY(dms_export_list(e, a->type, true, true));
+    if (!e->count)
         return dms_fail(DMS_ERR_ARG,
                         "%s has no adapter gate, expected one; a neuron gate lives in the model's "
                         "own weights: use --to hf",
                         a->input);
-    json_t *config = adapter_config(set->source);
-    if (!config)
+    json_t *keys = adapter_config(e->source, config);
+    if (!keys)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the adapter's config");
-    const dms_hf_model model = {
-        .config = config, .tensors = {set->entries, set->count, fetch, set}, .force = a->force};
+    const dms_hf_model model = {.config = keys, .tensors = dms_export_set(e), .force = a->force};
     const dms_status status = dms_hf_write(a->output, &model);
-    json_decref(config);
+    json_decref(keys);
     return status;
 }
 
-static dms_status verify(const dms_checkpoint *c)
+static dms_status export_hdf5(dms_export *e, const arguments *a, const json_t *config)
 {
-    return c ? dms_checkpoint_verify(c) : DMS_OK;
+    DMS_TRY(dms_export_list(e, a->type, false, false));
+    return dms_export_write_hdf5(
+        e, &(dms_export_hdf5){
+               .path = a->output, .config = config, .compress = a->compress, .force = a->force});
+}
+
+/* The last part of the input's path, for people. */
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+/* Everything is fetched as f32 and rounded once, by the writer. */
+static dms_status export_gguf(dms_export *e, const arguments *a, const json_t *config)
+{
+    static const dms_file_type types[] = {[DMS_EXPORT_BF16] = DMS_FILE_BF16,
+                                          [DMS_EXPORT_F32] = DMS_FILE_F32,
+                                          [DMS_EXPORT_F16] = DMS_FILE_F16};
+    DMS_TRY(dms_export_list(e, DMS_EXPORT_F32, false, true));
+    dms_gguf_model model = {.name = base_name(a->input),
+                            .config = config,
+                            .chat_template = dms_source_chat_template(e->source),
+                            .tensors = dms_export_set(e),
+                            .type = a->q8_0 ? DMS_FILE_Q8_0 : types[a->type],
+                            .force = a->force};
+    model.tokenizer = dms_source_tokenizer(e->source, &model.tokenizer_length);
+    return dms_gguf_write(a->output, &model);
+}
+
+static const struct {
+    const char *name;
+    dms_status (*run)(dms_export *e, const arguments *a, const json_t *config);
+} formats[] = {{"hf", write_folder},
+               {"nvidia-dms", export_nvidia},
+               {"adapter", export_adapter},
+               {"hdf5", export_hdf5},
+               {"gguf", export_gguf}};
+
+enum { FORMATS = sizeof(formats) / sizeof(*formats) };
+
+static int format_of(const char *name)
+{
+    for (int i = 0; i < FORMATS; i++)
+        if (!strcmp(formats[i].name, name))
+            return i;
+    return -1;
 }
 
 static dms_status export_all(const arguments *a)
 {
-    dms_status status = DMS_OK;
-    dms_source *source = NULL;
-    dms_checkpoint *checkpoint = NULL;
-    export_set set = {0};
-    DMS_TRY_OR(done, dms_source_open(&source, a->input));
-    if (!dms_source_config(source))
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_ARG, "%s has no config, expected a model", a->input));
-    if (!strcmp(dms_source_format(source), "dms"))
-        DMS_TRY_OR(done, dms_checkpoint_open(&checkpoint, a->input));
-    double dropped = 1;
-    if (dms_source_number(source, "dropped", &dropped) && dropped == 0)
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_ARG,
-                                  "%s is from before the end of the fade and evicts nothing yet, "
-                                  "expected a later checkpoint",
-                                  a->input));
-    DMS_TRY_OR(done, verify(checkpoint));
-    set.source = source;
-    set.checkpoint = checkpoint;
-    DMS_TRY_OR(done, !strcmp(a->to, "hf") ? export_hf(&set, a) : export_adapter(&set, a));
-done:
-    free(set.entries);
-    dms_checkpoint_close(checkpoint);
-    dms_source_close(source);
+    dms_export *e = NULL;
+    json_t *config = NULL;
+    DMS_TRY(dms_export_open(&e, a->input));
+    dms_status status = make_config(&config, e, a);
+    if (!status)
+        status = formats[format_of(a->to)].run(e, a, config);
+    json_decref(config);
+    dms_export_close(e);
     return status;
 }
 
-static dms_status take_name(const char **out, const char *option, const char *first,
-                            const char *second)
+/* A number and a unit: 5GB, 500MB, 1.5GiB, 1000. */
+static dms_status take_size(size_t *bytes)
 {
-    if (strcmp(optarg, first) != 0 && strcmp(optarg, second) != 0)
-        return dms_fail(DMS_ERR_ARG, "%s is \"%s\", expected %s or %s", option, optarg, first,
-                        second);
-    *out = optarg;
-    return DMS_OK;
-}
-
-static dms_status take_size(double *gb)
-{
-    const double most = 1e6;
+    static const struct {
+        const char *unit;
+        double bytes;
+    } units[] = {{"", 1},      {"KB", 1e3},      {"MB", 1e6},      {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}};
     char *end;
-    *gb = strtod(optarg, &end);
-    if (end == optarg || *end || !(*gb > 0 && *gb <= most))
-        return dms_fail(DMS_ERR_ARG,
-                        "--shard-gb is \"%s\", expected a number of gigabytes above 0, up to %g",
-                        optarg, most);
-    return DMS_OK;
+    const double n = strtod(optarg, &end);
+    for (size_t i = 0; end != optarg && i < sizeof(units) / sizeof(*units); i++)
+        if (!strcmp(end, units[i].unit) && n * units[i].bytes >= 1 && n * units[i].bytes <= 1e15) {
+            *bytes = (size_t)(n * units[i].bytes);
+            return DMS_OK;
+        }
+    return dms_fail(DMS_ERR_ARG,
+                    "--shard-size is \"%s\", expected a size such as 5GB or 500MiB, up to 1000TB",
+                    optarg);
 }
 
 static dms_status take(arguments *a, int option, char *const *argv)
 {
-    const char *dtype;
     switch (option) {
     case 't':
-        return take_name(&a->to, "--to", "hf", "adapter");
+        a->to = optarg;
+        if (format_of(optarg) < 0)
+            return dms_fail(DMS_ERR_ARG,
+                            "--to is \"%s\", expected hf, nvidia-dms, adapter, hdf5 or gguf",
+                            optarg);
+        return DMS_OK;
     case 'o':
         a->output = optarg;
         return DMS_OK;
     case 'd':
-        DMS_TRY(take_name(&dtype, "--dtype", "bf16", "f32"));
-        a->dtype = strcmp(dtype, "f32") ? DMS_BF16 : DMS_F32;
-        return DMS_OK;
+        a->q8_0 = !strcmp(optarg, "q8_0");
+        return a->q8_0 ? DMS_OK : dms_export_type_from_name(&a->type, optarg);
     case 's':
-        return take_size(&a->shard_gb);
+        return take_size(&a->shard_bytes);
+    case 'S':
+        return dms_program_number(&a->shift, "--dms-shift", 0, 1);
+    case 'c':
+        a->compress = true;
+        return DMS_OK;
     case 'f':
         a->force = true;
         return DMS_OK;
@@ -211,17 +244,30 @@ static dms_status take(arguments *a, int option, char *const *argv)
     }
 }
 
+static dms_status check(const arguments *a)
+{
+    if (a->compress && strcmp(a->to, "hdf5") != 0)
+        return dms_fail(DMS_ERR_ARG, "--compress is for --to hdf5, not for %s", a->to);
+    if (a->q8_0 && strcmp(a->to, "gguf") != 0)
+        return dms_fail(DMS_ERR_ARG, "--type q8_0 is for --to gguf, not for %s", a->to);
+    if (a->type == DMS_EXPORT_STORED && !strcmp(a->to, "gguf"))
+        return dms_fail(DMS_ERR_ARG, "--type is stored, --to gguf expects f32, f16, bf16 or q8_0");
+    return DMS_OK;
+}
+
 int main(int argc, char **argv)
 {
     static const char program[] = "dms-export";
     static const struct option options[] = {{"to", required_argument, NULL, 't'},
                                             {"output", required_argument, NULL, 'o'},
-                                            {"dtype", required_argument, NULL, 'd'},
-                                            {"shard-gb", required_argument, NULL, 's'},
+                                            {"type", required_argument, NULL, 'd'},
+                                            {"shard-size", required_argument, NULL, 's'},
+                                            {"dms-shift", required_argument, NULL, 'S'},
+                                            {"compress", no_argument, NULL, 'c'},
                                             {"force", no_argument, NULL, 'f'},
                                             {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
-    arguments a = {.dtype = DMS_BF16, .shard_gb = 5};
+    arguments a = {.type = DMS_EXPORT_BF16, .shard_bytes = 5000000000, .shift = -1};
     int option;
     opterr = 0;
     while ((option = getopt_long(argc, argv, "o:h", options, NULL)) != -1) {
@@ -236,6 +282,8 @@ int main(int argc, char **argv)
         fputs(help, stderr);
         return DMS_EXIT_USAGE;
     }
+    if (check(&a))
+        return dms_program_refuse(program);
     a.input = argv[optind];
     const dms_status status = export_all(&a);
     if (!status)

@@ -150,15 +150,17 @@ static dms_status publish(dms_outfile *f)
     f->fd = -1;
     if (failed)
         return dms_fail(DMS_ERR_IO, "%s cannot be closed: %s", f->temporary, strerror(errno));
-    if (rename(f->temporary, f->path))
-        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary, f->path,
-                        strerror(errno));
-    free(f->temporary);
-    f->temporary = NULL;
-    char *folder = dms_path_folder(f->path);
+    char *folder = dms_path_folder(f->path); /* before the file is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
-    const dms_status status = dms_folder_sync(folder);
+    dms_status status = DMS_OK;
+    if (rename(f->temporary, f->path))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary,
+                                  f->path, strerror(errno)));
+    free(f->temporary);
+    f->temporary = NULL;
+    DMS_TRY_OR(done, dms_folder_sync(folder));
+done:
     free(folder);
     return status;
 }

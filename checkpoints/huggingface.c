@@ -3,7 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/layout.h"
 #include "checkpoints/safetensors_read.h"
+
+const char *const dms_hf_carried[DMS_HF_CARRIED] = {"generation_config.json",
+                                                    "tokenizer_config.json",
+                                                    "special_tokens_map.json", "added_tokens.json"};
 
 /* Parses folder/name; *out stays NULL where the file is missing. */
 static dms_status read_json(json_t **out, const char *folder, const char *name)
@@ -64,8 +69,8 @@ static dms_status keep_texts(dms_source *s, const char *folder)
     dms_status status;
     json_t *config = NULL;
     DMS_TRY(keep_text(s, folder, "tokenizer.json", DMS_NOTE_TOKENIZER));
-    DMS_TRY(keep_text(s, folder, "generation_config.json", "generation_config.json"));
-    DMS_TRY(keep_text(s, folder, "tokenizer_config.json", "tokenizer_config.json"));
+    for (int i = 0; i < DMS_HF_CARRIED; i++)
+        DMS_TRY(keep_text(s, folder, dms_hf_carried[i], dms_hf_carried[i]));
     DMS_TRY(keep_text(s, folder, "chat_template.jinja", DMS_NOTE_CHAT_TEMPLATE));
     DMS_TRY_OR(done, read_json(&config, folder, "tokenizer_config.json"));
     const char *template = template_of(config);
@@ -146,6 +151,70 @@ static dms_status add_weights(dms_source *s, const char *folder)
     return status;
 }
 
+/* config key `key` from the first of the names that FastDMS looks for; it falls back to
+ * `fallback`. */
+static dms_status take_number(json_t *config, const char *key, const json_t *from,
+                              const char *const names[3], double fallback)
+{
+    json_t *value = NULL;
+    for (int i = 0; i < 3 && names[i] && !value; i++)
+        value = json_object_get(from, names[i]);
+    if (value && !json_is_number(value))
+        return dms_fail(DMS_ERR_FORMAT, "dms_metadata.json: %s is no number", key);
+    const int bad = value ? json_object_set(config, key, value)
+                          : json_object_set_new(config, key, json_real(fallback));
+    return bad ? dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys") : DMS_OK;
+}
+
+/* A folder of FastDMS says what its gate is in dms_metadata.json (fastdms/engine/dms.py of
+ * shisa-ai/FastDMS): the neuron gate of the config's keys, but each decision governs its own token.
+ */
+static dms_status read_fastdms(dms_source *s, const char *folder)
+{
+    static const char *const window[3] = {"window_size", "dms_window_size"};
+    static const char *const scale[3] = {"alpha_scale", "dms_alpha_scale"};
+    static const char *const offset[3] = {"alpha_offset", "dms_alpha_offset",
+                                          "dms_initial_alpha_offset"};
+    dms_status status = DMS_OK;
+    json_t *file = NULL;
+    DMS_TRY(read_json(&file, folder, "dms_metadata.json"));
+    if (!file)
+        return DMS_OK;
+    const json_t *inner = json_object_get(file, "config"), *from = inner ? inner : file;
+    DMS_TRY_OR(done, take_number(s->config, "dms_window_size", from, window, 256));
+    DMS_TRY_OR(done, take_number(s->config, "dms_alpha_scale", from, scale, 100));
+    DMS_TRY_OR(done, take_number(s->config, "dms_initial_alpha_offset", from, offset, 5));
+    if (json_object_set_new(s->config, "dms_shift", json_integer(0)))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys"));
+done:
+    json_decref(file);
+    return status;
+}
+
+/* Where the head is tied, a lm_head in the file can only say the same. transformers 5 would run the
+ * two as different; the older ones, and we, would ignore one: refused. */
+static dms_status check_tied_head(const dms_source *s, const char *folder)
+{
+    static const char ours[] = "model.embed_tokens.weight";
+    const json_t *key = json_object_get(s->config, "tie_word_embeddings");
+    const dms_source_tensor *head = dms_source_entry(s, "lm_head.weight");
+    const dms_source_tensor *embedding = dms_source_entry(s, ours);
+    dms_layout_place place;
+    bool tied = json_is_true(key);
+    if (!embedding && dms_layout_find(&place, s->config, ours)) {
+        embedding = dms_source_entry(s, place.name);
+        embedding = embedding ? embedding : dms_source_entry(s, place.bare);
+        tied = tied || !key; /* GPT-2's default */
+    }
+    if (!tied || !head || !embedding ||
+        (head->bytes == embedding->bytes && !memcmp(head->data, embedding->data, head->bytes)))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_FORMAT,
+                    "%s has a lm_head.weight that differs from %s, expected the same as "
+                    "tie_word_embeddings is true; set it to false in config.json to use both",
+                    folder, embedding->info.name);
+}
+
 dms_status dms_hf_fill(dms_source *s, const char *folder)
 {
     s->format = "huggingface";
@@ -153,7 +222,8 @@ dms_status dms_hf_fill(dms_source *s, const char *folder)
     if (!s->config)
         return dms_fail(DMS_ERR_IO, "%s has no config.json: give a Hugging Face model folder",
                         folder);
+    DMS_TRY(read_fastdms(s, folder));
     DMS_TRY(keep_texts(s, folder));
     DMS_TRY(add_weights(s, folder));
-    return DMS_OK;
+    return check_tied_head(s, folder);
 }

@@ -10,24 +10,32 @@
 
 DMS_BEGIN_C
 
-/* Reading goes through dms_source_open. */
+/* Reading goes through dms_source_open. Of a folder's other files it keeps these as texts under
+ * their names, and exports carry them over byte for byte; a chat_template.jinja beside them is kept
+ * as the chat template. */
+enum { DMS_HF_CARRIED = 4 };
+extern const char *const dms_hf_carried[DMS_HF_CARRIED];
 
 typedef struct {
     const json_t *config;      /* config.json; required */
     const char *tokenizer;     /* tokenizer.json, or NULL: then no tokenizer is written */
     size_t tokenizer_length;   /* bytes */
     const char *chat_template; /* Jinja text, or NULL */
+    /* Texts of the files in dms_hf_carried, 0-terminated, or NULL: then generation_config.json (the
+     * config's token ids) and tokenizer_config.json (a minimal one) are made. */
+    const char *carried[DMS_HF_CARRIED];
     dms_tensor_set tensors;
     size_t shard_bytes; /* 0: one file */
     bool force;         /* replace an existing model folder */
 } dms_hf_model;
 
 /* Writes a folder that the reference `transformers` loads: config.json, model.safetensors (or
- * shards and index), generation_config.json (the config's token ids), tokenizer.json and a minimal
- * tokenizer_config.json. All of it is made in FOLDER.dms-tmp beside the target and renamed: the
- * target never holds half a model. A target that exists must be an empty folder; with `force` it
- * may be a folder with a config.json and no folders inside, which is replaced. Errors: DMS_ERR_IO
- * (target exists, disk full), DMS_ERR_ARG, DMS_ERR_NOMEM; after each the target is as it was. */
+ * shards and index), tokenizer.json and what is carried over or made beside them. All of it is made
+ * in FOLDER.dms-tmp beside the target, opened again and compared (config, and every tensor with
+ * what `tensors` fetches a second time), and then renamed: the target never holds half a model. A
+ * target that exists must be an empty folder; with `force` it may be a folder with a config.json
+ * and no folders inside, which is replaced. Errors: DMS_ERR_IO (target exists, disk full),
+ * DMS_ERR_ARG, DMS_ERR_NOMEM; after each the target is as it was. */
 dms_status dms_hf_write(const char *folder, const dms_hf_model *model);
 
 DMS_END_C

@@ -13,7 +13,7 @@ DMS_BEGIN_C
  * file without gap or overlap. */
 
 /* Writes one file with metadata {"format": "pt"}, under a temporary name until it is complete.
- * Tensors are fetched one at a time, in order; F32, BF16 and I32.
+ * Tensors are fetched one at a time, in order.
  * Errors: DMS_ERR_IO (disk full: nothing is left behind and an older file stays), DMS_ERR_NOMEM,
  * DMS_ERR_ARG (empty set), and what the set's fetch returns. */
 dms_status dms_safetensors_write(const char *path, const dms_tensor_set *set);

@@ -6,14 +6,18 @@
 #include "checkpoints/files.h"
 #include "checkpoints/safetensors.h"
 
-static const char *const dtype_names[] = {"F32", "BF16", "I32"};
+static const char *stored_type(const dms_tensor_entry *e)
+{
+    static const char *const names[] = {"F32", "BF16", "I32"};
+    return e->half ? "F16" : names[e->dtype];
+}
 
 static json_t *entry_header(const dms_tensor_entry *e, size_t begin)
 {
     json_t *shape = json_array();
     for (int i = 0; i < e->rank; i++)
         json_array_append_new(shape, json_integer(e->shape[i]));
-    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", dtype_names[e->dtype], "shape", shape,
+    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", stored_type(e), "shape", shape,
                      "data_offsets", (json_int_t)begin,
                      (json_int_t)(begin + dms_tensor_entry_bytes(e)));
 }
@@ -46,15 +50,11 @@ static dms_status make_header(char **out, size_t *length, const dms_tensor_set *
 static dms_status write_tensors(dms_outfile *f, const dms_tensor_set *set)
 {
     dms_status status = DMS_OK;
-    size_t largest = 1;
-    for (int64_t i = 0; i < set->count; i++)
-        if (dms_tensor_entry_bytes(&set->entries[i]) > largest)
-            largest = dms_tensor_entry_bytes(&set->entries[i]);
-    void *buffer = malloc(largest);
+    void *buffer = dms_tensor_set_buffer(set);
     if (!buffer)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for a tensor of %zu bytes", largest);
+        return DMS_ERR_NOMEM;
     for (int64_t i = 0; i < set->count; i++) {
-        DMS_TRY_OR(done, set->fetch(set->context, i, buffer));
+        DMS_TRY_OR(done, dms_tensor_set_fetch(set, i, buffer));
         DMS_TRY_OR(done, dms_outfile_write(f, buffer, dms_tensor_entry_bytes(&set->entries[i])));
     }
 done:

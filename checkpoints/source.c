@@ -74,6 +74,9 @@ static bool printable(const char *name)
     return *name != 0;
 }
 
+/* The largest models have a few thousand tensors; a file that lists millions wants our memory. */
+enum { MOST_TENSORS = 1 << 18 };
+
 static dms_status make_room(dms_source *s)
 {
     if (!s->index && !(s->index = json_object()))
@@ -81,6 +84,8 @@ static dms_status make_room(dms_source *s)
     if (s->n_tensors < s->room)
         return DMS_OK;
     const int64_t room = s->room ? 2 * s->room : 64;
+    if (room > MOST_TENSORS)
+        return dms_fail(DMS_ERR_FORMAT, "%s has more than %d tensors", s->path, MOST_TENSORS);
     dms_source_tensor *grown = realloc(s->tensors, (size_t)room * sizeof(*grown));
     if (!grown)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a list of %lld tensors", (long long)room);
@@ -130,8 +135,8 @@ dms_status dms_source_add_text(dms_source *s, const char *name, const char *text
 
 dms_status dms_source_add_number(dms_source *s, const char *name, double value)
 {
-    if (!s->numbers)
-        s->numbers = json_object();
+    if (!s->numbers && !(s->numbers = json_object()))
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the numbers of %s", s->path);
     if (json_object_set_new(s->numbers, name, json_real(value)))
         return dms_fail(DMS_ERR_FORMAT, "%s: number %s is not finite or its name no UTF-8", s->path,
                         name);

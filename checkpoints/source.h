@@ -14,8 +14,7 @@
 DMS_BEGIN_C
 
 /* How a file stores a tensor: type, its name in messages, elements a block, bytes a block. Sizes of
- * quantised types: ggml's block structs. Those from Q5_0 to IQ4_XS and DMS_FILE_OTHER can be listed
- * but not read. */
+ * quantised types: ggml's block structs. DMS_FILE_OTHER can be listed but not read. */
 #define DMS_FILE_TYPE_LIST(X)     \
     X(F32, "F32", 1, 4)           \
     X(F16, "F16", 1, 2)           \
@@ -91,6 +90,10 @@ const dms_tensor_info *dms_source_find(const dms_source *s, const char *name);
  * to nearest, ties to even); DMS_I32 from I32 only. dst holds count * dms_dtype_bytes(dtype) bytes.
  * Errors: DMS_ERR_ARG (no such tensor), DMS_ERR_DTYPE (cannot be converted), DMS_ERR_NOMEM. */
 dms_status dms_source_read(const dms_source *s, const char *name, void *dst, dms_dtype dtype);
+
+/* The tensor's bytes as the file stores them, in its mapping (any alignment), where they lie in
+ * Hugging Face order; NULL where they do not, or there is no such tensor. */
+const void *dms_source_stored(const dms_source *s, const char *name, size_t *bytes);
 
 /* The identity of a model's weights: SHA-256, in hexadecimal, of each tensor in the order of names
  * (byte order): name with its final 0, type name with its final 0, rank and shape as little-endian

@@ -4,6 +4,7 @@
 
 #include "checkpoints/files.h"
 #include "checkpoints/source.h"
+#include "checkpoints/tensor_set.h"
 
 DMS_BEGIN_C
 
@@ -14,6 +15,12 @@ typedef struct {
     /* Rows of this many heads are permuted for interleaved rotary pairs (within a head of E rows,
      * file row 2j + r is Hugging Face row j + r*E/2); 0: rows are in order. */
     int64_t rotary_heads;
+    /* The file holds the transpose of info's matrix: shape[1] rows of shape[0] elements. */
+    bool transposed;
+    /* Rows own_first + k own_step of the file, k < own_count, are replaced by row k of these, f32,
+     * in one of the mappings (any alignment); NULL: none. */
+    const uint8_t *own_rows;
+    int64_t own_first, own_step, own_count;
     const char *type_name; /* as the format calls it, static */
 } dms_source_tensor;
 
@@ -59,6 +66,10 @@ dms_source_tensor *dms_source_entry(const dms_source *s, const char *name);
 dms_status dms_tensor_size(size_t *bytes, const dms_source_tensor *t);
 /* Elements and bytes a block of a type. */
 int64_t dms_file_type_block(dms_file_type type, size_t *bytes);
+
+/* Whether the source holds exactly this set, byte for byte: what a writer asks about its own file.
+ * DMS_ERR_IO names the first tensor that differs. */
+dms_status dms_source_compare(const dms_source *s, const dms_tensor_set *set);
 
 /* The readers: each fills an empty source; on failure the caller closes it. */
 dms_status dms_safetensors_fill(dms_source *s, const char *path);

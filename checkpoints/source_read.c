@@ -1,30 +1,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/file_types.h"
+#include "checkpoints/gguf_dequant.h"
 #include "checkpoints/sha256.h"
 #include "checkpoints/source_build.h"
 #include "kernels/bf16.h"
 
-/* A tensor seen as rows: a permuted one has heads of `head` rows, others have head 0. */
+/* A tensor seen as the file's rows: a permuted one has heads of `head` rows, others have head 0. */
 typedef struct {
     const dms_source_tensor *t;
-    int64_t cols, head;
+    int64_t rows, cols, head;
     size_t row_bytes;
 } row_view;
 
 static row_view view_rows(const dms_source_tensor *t)
 {
     size_t block;
+    int64_t all = 1;
     const int64_t elements = dms_file_type_block(t->info.type, &block);
     const bool vector = t->info.rank < 2;
     row_view v = {.t = t};
-    /* A permuted vector (a bias) is a column of rows with one element each. */
-    v.cols = t->info.rank ? t->info.shape[t->info.rank - 1] : 1;
-    if (t->rotary_heads) {
+    for (int i = 0; i < t->info.rank; i++)
+        all *= t->info.shape[i];
+    /* A permuted or patched vector (a bias) is a column of rows with one element each. */
+    v.cols = t->info.rank ? t->info.shape[t->transposed ? 0 : t->info.rank - 1] : 1;
+    if (t->rotary_heads)
         v.head = t->info.shape[0] / t->rotary_heads;
-        v.cols = vector ? 1 : v.cols;
-    }
+    if (vector && (t->rotary_heads || t->own_rows))
+        v.cols = 1;
+    v.rows = v.cols ? all / v.cols : 0;
     v.row_bytes = (size_t)(v.cols / elements) * block;
     return v;
 }
@@ -37,70 +41,92 @@ static int64_t row_in_file(const row_view *v, int64_t row)
     return base + 2 * (in_head % half) + in_head / half;
 }
 
-/* Rows to bf16 through one row of f32. */
-static void read_bf16(const row_view *v, int64_t rows, uint16_t *dst, float *row)
+/* Where a row is and how it is stored: in the tensor, or apart. */
+static const uint8_t *find_row(dms_file_type *type, const row_view *v, int64_t row)
 {
-    dms_widen_fn *widen = dms_file_type_widen(v->t->info.type);
-    for (int64_t r = 0; r < rows; r++, dst += v->cols) {
-        const uint8_t *src = v->t->data + (size_t)row_in_file(v, r) * v->row_bytes;
-        if (v->t->info.type == DMS_FILE_BF16) {
+    const dms_source_tensor *t = v->t;
+    const int64_t k = t->own_rows ? (row - t->own_first) / t->own_step : 0;
+    const bool own = t->own_rows && row >= t->own_first && k < t->own_count &&
+                     (row - t->own_first) % t->own_step == 0;
+    *type = own ? DMS_FILE_F32 : t->info.type;
+    return own ? t->own_rows + (size_t)(k * v->cols) * sizeof(float)
+               : t->data + (size_t)row_in_file(v, row) * v->row_bytes;
+}
+
+static void widen_row(float *y, const row_view *v, int64_t row)
+{
+    dms_file_type type;
+    const uint8_t *x = find_row(&type, v, row);
+    dms_file_type_widen(type)(y, x, v->cols);
+}
+
+static void narrow_row(uint16_t *y, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = dms_bf16_from_f32(x[i]);
+}
+
+/* Rows to bf16, most through one row of f32. */
+static void read_bf16(const row_view *v, uint16_t *dst, float *wide)
+{
+    for (int64_t r = 0; r < v->rows; r++, dst += v->cols) {
+        dms_file_type type;
+        const uint8_t *src = find_row(&type, v, r);
+        if (type == DMS_FILE_BF16) {
             memcpy(dst, src, v->row_bytes);
-            continue;
+        } else if (type == DMS_FILE_Q8_0) {
+            dms_q8_0_to_bf16(dst, src, v->cols);
+        } else {
+            dms_file_type_widen(type)(wide, src, v->cols);
+            narrow_row(dst, wide, v->cols);
         }
-        widen(row, src, v->cols);
-        for (int64_t i = 0; i < v->cols; i++)
-            dst[i] = dms_bf16_from_f32(row[i]);
     }
 }
 
-static void read_f32(const row_view *v, int64_t rows, float *dst)
+static void read_transposed(const row_view *v, void *dst, dms_dtype dtype, float *wide)
 {
-    dms_widen_fn *widen = dms_file_type_widen(v->t->info.type);
-    for (int64_t r = 0; r < rows; r++)
-        widen(dst + r * v->cols, v->t->data + (size_t)row_in_file(v, r) * v->row_bytes, v->cols);
+    for (int64_t r = 0; r < v->rows; r++) {
+        widen_row(wide, v, r);
+        for (int64_t i = 0; i < v->cols; i++)
+            if (dtype == DMS_F32)
+                ((float *)dst)[i * v->rows + r] = wide[i];
+            else
+                ((uint16_t *)dst)[i * v->rows + r] = dms_bf16_from_f32(wide[i]);
+    }
 }
 
 static dms_status no_conversion(const dms_source *s, const dms_source_tensor *t, dms_dtype dtype)
 {
     static const char *const names[] = {"F32", "BF16", "I32"};
-    const bool later = t->info.type >= DMS_FILE_Q5_0;
-    return dms_fail(DMS_ERR_DTYPE, "%s: tensor %s is stored as %s, which cannot be read as %s%s",
-                    s->path, t->info.name, t->type_name, names[dtype],
-                    later ? "; not supported yet: give the model as F16, BF16, Q8_0, Q6_K, Q4_1 or "
-                            "Q4_0"
-                          : "");
+    return dms_fail(DMS_ERR_DTYPE, "%s: tensor %s is stored as %s, which cannot be read as %s",
+                    s->path, t->info.name, t->type_name, names[dtype]);
 }
 
-static dms_status read_view(const dms_source *s, const row_view *v, int64_t rows, void *dst,
-                            dms_dtype dtype)
+static dms_status read_view(const dms_source *s, const row_view *v, void *dst, dms_dtype dtype)
 {
     const dms_file_type type = v->t->info.type;
-    if (rows == 0 || v->cols == 0)
+    if (v->rows == 0 || v->cols == 0)
         return DMS_OK;
     if (dtype == DMS_I32 && type == DMS_FILE_I32) {
-        memcpy(dst, v->t->data, (size_t)rows * v->row_bytes);
+        memcpy(dst, v->t->data, (size_t)v->rows * v->row_bytes);
         return DMS_OK;
     }
     if (dtype == DMS_I32 || !dms_file_type_widen(type))
         return no_conversion(s, v->t, dtype);
-    if (dtype == DMS_F32) {
-        read_f32(v, rows, dst);
+    if (dtype == DMS_F32 && !v->t->transposed) {
+        for (int64_t r = 0; r < v->rows; r++)
+            widen_row((float *)dst + r * v->cols, v, r);
         return DMS_OK;
     }
-    float *row = malloc((size_t)v->cols * sizeof(*row));
-    if (!row)
+    float *wide = malloc((size_t)v->cols * sizeof(*wide));
+    if (!wide)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a row of %s", v->t->info.name);
-    read_bf16(v, rows, dst, row);
-    free(row);
+    if (v->t->transposed)
+        read_transposed(v, dst, dtype, wide);
+    else
+        read_bf16(v, dst, wide);
+    free(wide);
     return DMS_OK;
-}
-
-static int64_t total_rows(const row_view *v)
-{
-    int64_t n = 1;
-    for (int i = 0; i < v->t->info.rank; i++)
-        n *= v->t->info.shape[i];
-    return v->cols ? n / v->cols : 0;
 }
 
 dms_status dms_source_read(const dms_source *s, const char *name, void *dst, dms_dtype dtype)
@@ -109,7 +135,16 @@ dms_status dms_source_read(const dms_source *s, const char *name, void *dst, dms
     if (!t)
         return dms_fail(DMS_ERR_ARG, "%s has no tensor %s", s->path, name);
     const row_view v = view_rows(t);
-    return read_view(s, &v, total_rows(&v), dst, dtype);
+    return read_view(s, &v, dst, dtype);
+}
+
+const void *dms_source_stored(const dms_source *s, const char *name, size_t *bytes)
+{
+    const dms_source_tensor *t = dms_source_entry(s, name);
+    if (!t || t->rotary_heads || t->transposed || t->own_rows || t->info.type == DMS_FILE_OTHER)
+        return NULL;
+    *bytes = t->bytes;
+    return t->data;
 }
 
 static void hash_number(dms_sha256 *h, int64_t value)
@@ -128,6 +163,10 @@ static void hash_tensor(dms_sha256 *h, const dms_source_tensor *t)
     hash_number(h, t->info.rank);
     for (int i = 0; i < t->info.rank; i++)
         hash_number(h, t->info.shape[i]);
+    if (t->own_rows) {
+        const int64_t cols = view_rows(t).cols;
+        dms_sha256_add(h, t->own_rows, (size_t)(t->own_count * cols) * sizeof(float));
+    }
     if (t->bytes <= WHOLE) {
         dms_sha256_add(h, t->data, t->bytes);
         return;

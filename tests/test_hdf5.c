@@ -1,9 +1,10 @@
+#include <fcntl.h>
 #include <hdf5.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
-#include "checkpoints/checkpoint.h"
+#include "checkpoints/checkpoint_file.h"
 #include "tests/files.h"
 
 static const char config[] = "{\"model_type\": \"llama\", \"hidden_size\": 4}";
@@ -277,6 +278,91 @@ Test(hdf5, names_the_tensor_whose_crc_is_wrong)
     dms_checkpoint_close(c);
     free(bytes);
     scratch_close(&dir);
+}
+
+/* Lets `edit` change the HDF5 part of a checkpoint and closes it with a right trailer: what a
+ * program of another version, or someone hostile, could write. */
+static void forge(const char *path, void (*edit)(hid_t file, const void *context),
+                  const void *context)
+{
+    dms_mapping m;
+    dms_extents extents = {0};
+    uint64_t body = 0;
+    must(dms_mapping_open(&m, path));
+    must(dms_trailer_read(&extents, &m, path));
+    for (int i = 7; i >= 0; i--)
+        body = body << 8 | m.bytes[m.size - 32 + (size_t)i];
+    dms_mapping_close(&m);
+    cr_assert_eq(truncate(path, (off_t)body), 0);
+    const hid_t access = dms_hdf5_access();
+    const hid_t file = H5Fopen(path, H5F_ACC_RDWR, access);
+    cr_assert(file >= 0);
+    edit(file, context);
+    cr_assert(H5Fclose(file) >= 0);
+    H5Pclose(access);
+    const int fd = open(path, O_RDWR);
+    must(dms_trailer_write(fd, path, &extents));
+    close(fd);
+    free(extents.items);
+}
+
+static void set_version(hid_t file, const void *context)
+{
+    const hid_t attribute = H5Aopen(file, "version", H5P_DEFAULT);
+    cr_assert(H5Awrite(attribute, H5T_NATIVE_INT32, context) >= 0);
+    H5Aclose(attribute);
+}
+
+Test(hdf5, reads_version_1_and_refuses_later_ones_by_number)
+{
+    static const int32_t one = 1, three = 3, zero = 0;
+    dms_checkpoint *c;
+    scratch dir = scratch_open();
+    must(save(scratch_path(&dir, "a.h5"), 1000));
+    forge(scratch_path(&dir, "a.h5"), set_version, &one);
+    expect_saved(scratch_path(&dir, "a.h5"), 1000);
+    forge(scratch_path(&dir, "a.h5"), set_version, &three);
+    cr_expect_eq(dms_checkpoint_open(&c, scratch_path(&dir, "a.h5")), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "a.h5 is of version 3, this program reads 1 to 2"), "%s",
+              dms_error_text());
+    forge(scratch_path(&dir, "a.h5"), set_version, &zero);
+    cr_expect_eq(dms_checkpoint_open(&c, scratch_path(&dir, "a.h5")), DMS_ERR_FORMAT);
+    scratch_close(&dir);
+}
+
+/* A dataset of compressed chunks that HDF5 would believe. */
+static void add_bomb(hid_t file, const void *context)
+{
+    const hsize_t dims[1] = {*(const hsize_t *)context}, chunk[1] = {1 << 20};
+    const hid_t how = H5Pcreate(H5P_DATASET_CREATE), space = H5Screate_simple(1, dims, NULL);
+    H5Pset_chunk(how, 1, chunk);
+    H5Pset_shuffle(how);
+    H5Pset_deflate(how, 9);
+    const hid_t set =
+        H5Dcreate2(file, "/weights/bomb", H5T_IEEE_F32LE, space, H5P_DEFAULT, how, H5P_DEFAULT);
+    const hid_t one = H5Screate(H5S_SCALAR);
+    const hid_t crc = H5Acreate2(set, "crc32", H5T_STD_U32LE, one, H5P_DEFAULT, H5P_DEFAULT);
+    const uint32_t zero = 0;
+    cr_assert(crc >= 0 && H5Awrite(crc, H5T_NATIVE_UINT32, &zero) >= 0);
+    H5Aclose(crc);
+    H5Sclose(one);
+    H5Dclose(set);
+    H5Sclose(space);
+    H5Pclose(how);
+}
+
+Test(hdf5, inflates_no_more_than_the_file_justifies)
+{
+    static const hsize_t sizes[] = {1ull << 26, 1ull << 40, 1ull << 61, 1 << 20};
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        dms_checkpoint *c;
+        scratch dir = scratch_open();
+        must(save(scratch_path(&dir, "a.h5"), 10));
+        forge(scratch_path(&dir, "a.h5"), add_bomb, &sizes[i]);
+        cr_expect_eq(dms_checkpoint_open(&c, scratch_path(&dir, "a.h5")), DMS_ERR_FORMAT);
+        cr_expect(strstr(dms_error_text(), "bomb"), "%s", dms_error_text());
+        scratch_close(&dir);
+    }
 }
 
 Test(hdf5, refuses_another_hdf5_file_by_name)

@@ -13,24 +13,38 @@ typedef struct {
     dms_tensor_entry *entries;
     dms_dtype dtype;
     int64_t fail_at; /* -1: never */
+    int spoil_after; /* fetches until a bit is flipped; -1: never */
 } copy;
 
 static dms_status fetch(void *context, int64_t i, void *dst)
 {
-    const copy *c = context;
+    copy *c = context;
     if (i == c->fail_at)
         return dms_fail(DMS_ERR_NOMEM, "the test wants a failure");
-    return dms_source_read(c->source, c->entries[i].name, dst, c->dtype);
+    DMS_TRY(dms_source_read(c->source, c->entries[i].name, dst, c->dtype));
+    if (c->spoil_after >= 0 && c->spoil_after-- == 0)
+        *(uint8_t *)dst ^= 1;
+    return DMS_OK;
+}
+
+/* The same, with the embedding as head. */
+static dms_status fetch_tied(void *context, int64_t i, void *dst)
+{
+    const copy *c = context;
+    const char *name = c->entries[i].name;
+    return dms_source_read(c->source,
+                           strcmp(name, "lm_head.weight") ? name : "model.embed_tokens.weight", dst,
+                           c->dtype);
 }
 
 static copy copy_of(const char *path, dms_dtype dtype)
 {
-    copy c = {.dtype = dtype, .fail_at = -1};
+    copy c = {.dtype = dtype, .fail_at = -1, .spoil_after = -1};
     must(dms_source_open(&c.source, path));
     c.entries = calloc((size_t)dms_source_count(c.source), sizeof(*c.entries));
     for (int64_t i = 0; i < dms_source_count(c.source); i++) {
         const dms_tensor_info *t = dms_source_info(c.source, i);
-        c.entries[i] = (dms_tensor_entry){t->name, dtype, t->rank, {0}};
+        c.entries[i] = (dms_tensor_entry){.name = t->name, .dtype = dtype, .rank = t->rank};
         memcpy(c.entries[i].shape, t->shape, sizeof(t->shape));
     }
     return c;
@@ -169,6 +183,81 @@ Test(huggingface, keeps_the_old_model_when_an_export_fails)
     must(dms_source_open(&back, scratch_path(&dir, "m")));
     expect_equal(c.source, back, DMS_F32);
     dms_source_close(back);
+    copy_close(&c);
+    scratch_close(&dir);
+}
+
+/* The export is opened again before it gets its name: one flipped bit, at the first fetch (what is
+ * written) or the second (what it is compared with), and there is no export. */
+Test(huggingface, writes_nothing_that_does_not_read_back_as_it_was)
+{
+    char path[1024];
+    scratch dir = scratch_open();
+    copy c = copy_of(fixture(path, "tiny/qwen3"), DMS_BF16);
+    dms_hf_model m = model_of(&c);
+    const int n = (int)dms_source_count(c.source), spoiled[] = {0, n / 2, n, 2 * n - 1};
+    for (size_t i = 0; i < COUNT(spoiled); i++) {
+        c.spoil_after = spoiled[i];
+        cr_expect_eq(dms_hf_write(scratch_path(&dir, "m"), &m), DMS_ERR_IO);
+        cr_expect(strstr(dms_error_text(), "reads back with other bytes"), "%s", dms_error_text());
+        cr_expect_eq(count_files(dir.folder), 0);
+    }
+    c.spoil_after = 2 * n; /* after the last fetch */
+    must(dms_hf_write(scratch_path(&dir, "m"), &m));
+    copy_close(&c);
+    scratch_close(&dir);
+}
+
+Test(huggingface, carries_over_what_it_does_not_understand)
+{
+    static const char generation[] = "{\"top_p\": 0.95, \"eos_token_id\": [2, 0]}\n";
+    static const char tokenizer[] = "{\"tokenizer_class\": \"LlamaTokenizer\",\n \"x\": 1e-05}";
+    static const char specials[] = "{\"eos_token\": \"</s>\"}";
+    size_t length;
+    char path[1024];
+    dms_source *back;
+    scratch dir = scratch_open();
+    copy c = copy_of(fixture(path, "tiny/llama"), DMS_F32);
+    dms_hf_model m = model_of(&c);
+    m.carried[0] = generation;
+    m.carried[1] = tokenizer;
+    m.carried[2] = specials;
+    m.chat_template = "{{ x }}";
+    must(dms_hf_write(scratch_path(&dir, "m"), &m));
+    must(dms_source_open(&back, scratch_path(&dir, "m")));
+    cr_expect_str_eq(dms_source_text(back, "generation_config.json"), generation);
+    cr_expect_str_eq(dms_source_text(back, "tokenizer_config.json"), tokenizer);
+    cr_expect_str_eq(dms_source_text(back, "special_tokens_map.json"), specials);
+    cr_expect_null(dms_source_text(back, "added_tokens.json"));
+    char *template = read_bytes(scratch_path(&dir, "m/chat_template.jinja"), &length);
+    cr_expect_str_eq(template, "{{ x }}");
+    cr_expect_str_eq(dms_source_chat_template(back), "{{ x }}");
+    free(template);
+    dms_source_close(back);
+    copy_close(&c);
+    scratch_close(&dir);
+}
+
+/* tie_word_embeddings decides; a lm_head that contradicts it is refused. */
+Test(huggingface, honours_tied_heads_both_ways)
+{
+    char path[1024];
+    dms_source *back;
+    scratch dir = scratch_open();
+    copy c = copy_of(fixture(path, "tiny/llama3"), DMS_F32); /* untied: has a lm_head */
+    json_t *config = json_deep_copy(dms_source_config(c.source));
+    dms_hf_model m = model_of(&c);
+    m.config = config;
+    must(dms_hf_write(scratch_path(&dir, "untied"), &m));
+    must(dms_source_open(&back, scratch_path(&dir, "untied")));
+    cr_expect_not_null(dms_source_find(back, "lm_head.weight"));
+    dms_source_close(back);
+    json_object_set_new(config, "tie_word_embeddings", json_true());
+    cr_expect_eq(dms_hf_write(scratch_path(&dir, "tied"), &m), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "lm_head.weight that differs"), "%s", dms_error_text());
+    m.tensors.fetch = fetch_tied; /* the embedding under both names: fine */
+    must(dms_hf_write(scratch_path(&dir, "tied"), &m));
+    json_decref(config);
     copy_close(&c);
     scratch_close(&dir);
 }

@@ -1,6 +1,9 @@
+#include <math.h>
 #include <signal.h>
 #include <sys/resource.h>
 
+#include "checkpoints/f16.h"
+#include "checkpoints/file_types.h"
 #include "checkpoints/safetensors.h"
 #include "kernels/bf16.h"
 #include "tests/files.h"
@@ -92,14 +95,15 @@ Test(safetensors, reads_every_number_type_it_promises)
     scratch_close(&dir);
 }
 
-/* Three tensors of 24, 40 and 4 bytes; fetch writes values that name tensor and element. */
-static const dms_tensor_entry entries[] = {
-    {"w.a", DMS_F32, 2, {2, 3}}, {"w.b", DMS_BF16, 3, {5, 2, 2}}, {"w.c", DMS_F32, 0, {0}}};
+/* Tensors of 24, 40, 4 and 6 bytes; fetch writes values that name tensor and element. */
+static const dms_tensor_entry entries[] = {{"w.a", DMS_F32, 2, {2, 3}, false},
+                                           {"w.b", DMS_BF16, 3, {5, 2, 2}, false},
+                                           {"w.c", DMS_F32, 0, {0}, false},
+                                           {"w.d", DMS_F32, 1, {3}, true}};
 
 static dms_status fetch(void *context, int64_t i, void *dst)
 {
-    const int64_t n =
-        (int64_t)(dms_tensor_entry_bytes(&entries[i]) / dms_dtype_bytes(entries[i].dtype));
+    const int64_t n = dms_tensor_entry_count(&entries[i]);
     *(int *)context += 1;
     for (int64_t k = 0; k < n; k++) {
         const float x = (float)(i + 1) + (float)k / 8.0f;
@@ -134,7 +138,7 @@ Test(safetensors, reads_back_what_it_wrote_in_one_file)
     dms_source *s;
     scratch dir = scratch_open();
     must(dms_safetensors_write(scratch_path(&dir, "m"), &set));
-    cr_expect_eq(calls, 3);
+    cr_expect_eq(calls, 4);
     must(dms_source_open(&s, scratch_path(&dir, "m")));
     expect_entries(s);
     cr_expect_str_eq(dms_source_text(s, "format"), "pt");
@@ -143,18 +147,59 @@ Test(safetensors, reads_back_what_it_wrote_in_one_file)
     scratch_close(&dir);
 }
 
+/* Every half is itself again; between two neighbours the nearer one is taken, and the even one of
+ * two as near (IEEE 754). */
+Test(safetensors, f16_rounds_to_the_nearest_half)
+{
+    for (uint32_t bits = 0; bits < 65536; bits++)
+        cr_assert_eq(dms_f16_bits(dms_f16_to_f32((uint16_t)bits)), bits, "half %04x", bits);
+    for (uint32_t bits = 0; bits < 0x7bff; bits++) {
+        const float low = dms_f16_to_f32((uint16_t)bits),
+                    high = dms_f16_to_f32((uint16_t)(bits + 1));
+        const float middle = low + (high - low) / 2; /* exact: f32 has 13 more bits */
+        const uint32_t even = bits + (bits & 1);
+        cr_assert_eq(dms_f16_bits(middle), even, "between %04x and the next", bits);
+        cr_assert_eq(dms_f16_bits(nextafterf(middle, 0)), bits);
+        cr_assert_eq(dms_f16_bits(-nextafterf(middle, INFINITY)), 0x8000u + bits + 1);
+    }
+    cr_expect_eq(dms_f16_bits(65519.99f), 0x7bff);
+    cr_expect_eq(dms_f16_bits(65520.0f), 0x7c00);
+    cr_expect_eq(dms_f16_bits(1e-30f), 0);
+}
+
+static dms_status fetch_large(void *context, int64_t i, void *dst)
+{
+    (void)i;
+    memcpy(dst, context, 2 * sizeof(float));
+    return DMS_OK;
+}
+
+Test(safetensors, refuses_a_number_that_f16_cannot_hold)
+{
+    float values[2] = {1.0f, -70000.0f};
+    const dms_tensor_entry large = {"w.large", DMS_F32, 1, {2}, true};
+    const dms_tensor_set set = {&large, 1, fetch_large, values};
+    scratch dir = scratch_open();
+    cr_expect_eq(dms_safetensors_write(scratch_path(&dir, "m"), &set), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "w.large holds -70000"), "%s", dms_error_text());
+    cr_expect_eq(count_files(dir.folder), 0);
+    values[1] = -INFINITY; /* is what it is */
+    must(dms_safetensors_write(scratch_path(&dir, "m"), &set));
+    scratch_close(&dir);
+}
+
 Test(safetensors, splits_into_shards_that_read_back_as_one_model)
 {
     int calls = 0;
     const dms_tensor_set set = {entries, COUNT(entries), fetch, &calls};
-    for (size_t limit = 1; limit < 80; limit += 13) {
+    for (size_t limit = 1; limit < 90; limit += 13) {
         dms_source *s;
         scratch dir = scratch_open();
         must(dms_safetensors_write_shards(dir.folder, &set, limit));
         write_bytes(scratch_path(&dir, "config.json"), "{}", 2);
-        /* 68 bytes in all: fits from 68; 24 + 40 fit from 64; below, each tensor has its own, but
-         * the last joins the second from 44 */
-        const int files = limit >= 68 ? 1 : limit >= 44 ? 3 : 4;
+        /* 74 bytes in all: one file from 74; the last three share a shard from 50, the last two
+         * from 10; below, each tensor has its own. The index is one more file. */
+        const int files = limit >= 74 ? 1 : limit >= 50 ? 3 : limit >= 10 ? 4 : 5;
         cr_expect_eq(count_files(dir.folder), files + 1, "limit %zu: %d files", limit,
                      count_files(dir.folder));
         must(dms_source_open(&s, dir.folder));
