@@ -17,6 +17,7 @@ struct dms_added {
     int64_t n;
     /* Tokens that begin with byte c are first[c] .. first[c + 1] - 1. */
     int64_t first[257];
+    int lead; /* the byte that all begin with, or -1 */
 };
 
 static int by_content(const void *x, const void *y)
@@ -27,7 +28,7 @@ static int by_content(const void *x, const void *y)
 }
 
 static dms_status read_token(added_token *token, const json_t *entry, bool normalized,
-                             const dms_normalizer *normalizer, const char *origin)
+                             dms_normalizer *normalizer, const char *origin)
 {
     const json_t *content = json_object_get(entry, "content");
     const char *text = json_string_value(content);
@@ -43,7 +44,7 @@ static dms_status read_token(added_token *token, const json_t *entry, bool norma
 }
 
 static dms_status read_tokens(dms_added *a, const json_t *list, bool wanted,
-                              const dms_normalizer *normalizer, const char *origin)
+                              dms_normalizer *normalizer, const char *origin)
 {
     size_t i;
     json_t *entry;
@@ -68,10 +69,25 @@ static void index_first_bytes(dms_added *a)
             i++;
         a->first[c] = i;
     }
+    a->lead = a->n > 0 ? (uint8_t)a->tokens[0].content.bytes[0] : -1;
+    if (a->n > 0 && (uint8_t)a->tokens[a->n - 1].content.bytes[0] != a->lead)
+        a->lead = -1;
+}
+
+/* The next place from `at` on where a token may begin, or n. */
+static size_t next_lead(const dms_added *a, const char *text, size_t n, size_t at)
+{
+    if (a->lead >= 0) {
+        const char *found = memchr(text + at, a->lead, n - at);
+        return found ? (size_t)(found - text) : n;
+    }
+    while (at < n && a->first[(uint8_t)text[at]] == a->first[(uint8_t)text[at] + 1])
+        at++;
+    return at;
 }
 
 dms_status dms_added_open(dms_added **out, const json_t *list, bool normalized,
-                          const dms_normalizer *normalizer, const char *origin)
+                          dms_normalizer *normalizer, const char *origin)
 {
     dms_status status = DMS_OK;
     dms_added *a = calloc(1, sizeof(*a));
@@ -175,10 +191,8 @@ bool dms_added_next(const dms_added *a, dms_added_match *m, const char *text, si
     size_t at = m->resume;
     if (a->n == 0)
         return false;
-    while (at < n) {
-        const uint8_t lead = (uint8_t)text[at];
-        const added_token *token =
-            a->first[lead] < a->first[lead + 1] ? longest_at(a, text + at, n - at) : NULL;
+    while ((at = next_lead(a, text, n, at)) < n) {
+        const added_token *token = longest_at(a, text + at, n - at);
         if (!token) {
             at++;
             continue;

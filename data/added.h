@@ -20,7 +20,7 @@ typedef struct dms_added dms_added;
  * looked for in normalised text. Errors: DMS_ERR_FORMAT (a flag that is no boolean), DMS_ERR_NOMEM.
  */
 dms_status dms_added_open(dms_added **out, const json_t *list, bool normalized,
-                          const dms_normalizer *normalizer, const char *origin);
+                          dms_normalizer *normalizer, const char *origin);
 /* NULL is legal. */
 void dms_added_close(dms_added *a);
 

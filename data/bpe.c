@@ -1,5 +1,6 @@
 #include "data/bpe.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,6 +8,7 @@
 #include "data/hash.h"
 #include "data/keys.h"
 #include "data/merges.h"
+#include "data/utf8.h"
 
 /* A cached piece fills one cache line of 64 bytes. Longer pieces and those of more tokens are
  * rare, and merged anew each time. */
@@ -33,7 +35,9 @@ typedef struct {
 struct dms_bpe {
     const dms_vocab *vocab;
     dms_merges merges;
-    int32_t byte_ids[256]; /* -1: no token */
+    bool byte_level;
+    bool byte_fallback;
+    int32_t byte_ids[256]; /* byte_level, byte_fallback; -1: no token */
     int32_t unknown;       /* the unknown token, or -1 */
     bool fuse_unknown;     /* one for a run of unknown bytes */
     bool ignore_merges;
@@ -50,8 +54,7 @@ static dms_status refuse_affix(const json_t *model, const char *key, const char 
     DMS_TRY(dms_key_text(&text, model, key, origin));
     if (text && text[0])
         return dms_fail(DMS_ERR_FORMAT,
-                        "%s: model.%s is \"%.64s\"; only byte-level BPE, which has "
-                        "none, is supported",
+                        "%s: model.%s is \"%.64s\"; only models that have none are supported",
                         origin, key, text);
     return DMS_OK;
 }
@@ -59,19 +62,12 @@ static dms_status refuse_affix(const json_t *model, const char *key, const char 
 static dms_status check_options(const json_t *model, const char *origin)
 {
     const char *type;
-    bool byte_fallback;
     DMS_TRY(dms_key_text(&type, model, "type", origin));
     if (type && strcmp(type, "BPE") != 0)
         return dms_fail(DMS_ERR_FORMAT, "%s: model.type is \"%.64s\", only \"BPE\" is supported",
                         origin, type);
     DMS_TRY(refuse_affix(model, "continuing_subword_prefix", origin));
     DMS_TRY(refuse_affix(model, "end_of_word_suffix", origin));
-    DMS_TRY(dms_key_bool(&byte_fallback, model, "byte_fallback", origin, false));
-    if (byte_fallback)
-        return dms_fail(DMS_ERR_FORMAT,
-                        "%s: model.byte_fallback is true; only byte-level BPE, "
-                        "which needs none, is supported",
-                        origin);
     const json_t *dropout = json_object_get(model, "dropout");
     if (dropout && !json_is_null(dropout) && json_number_value(dropout) != 0)
         return dms_fail(DMS_ERR_FORMAT,
@@ -112,15 +108,24 @@ static int32_t find_in_model(const dms_vocab *vocab, const char *text, size_t n)
     return id >= 0 && dms_vocab_get(vocab, id)->in_model ? id : -1;
 }
 
-static void read_bytes(dms_bpe *b)
+static dms_status read_bytes(dms_bpe *b, const json_t *model, const char *origin)
 {
+    DMS_TRY(dms_key_bool(&b->byte_fallback, model, "byte_fallback", origin, false));
+    b->byte_fallback &= !b->byte_level; /* which has a token for each byte already */
     for (int byte = 0; byte < 256; byte++) {
-        char text[2];
-        b->byte_ids[byte] = find_in_model(b->vocab, text, map_byte(text, (uint8_t)byte));
+        char text[8];
+        const int n = b->byte_level ? (int)map_byte(text, (uint8_t)byte)
+                                    : snprintf(text, sizeof(text), "<0x%02X>", (unsigned)byte);
+        b->byte_ids[byte] = find_in_model(b->vocab, text, (size_t)n);
+        if (b->byte_fallback && b->byte_ids[byte] < 0)
+            return dms_fail(DMS_ERR_FORMAT,
+                            "%s: model.byte_fallback is true, but the vocabulary has no \"%s\"",
+                            origin, text);
     }
+    return DMS_OK;
 }
 
-dms_status dms_bpe_open(dms_bpe **out, const json_t *model, const dms_vocab *vocab,
+dms_status dms_bpe_open(dms_bpe **out, const json_t *model, const dms_vocab *vocab, bool byte_level,
                         const char *origin)
 {
     dms_status status = DMS_OK;
@@ -129,6 +134,7 @@ dms_status dms_bpe_open(dms_bpe **out, const json_t *model, const dms_vocab *voc
     if (!b)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the tokenizer");
     b->vocab = vocab;
+    b->byte_level = byte_level;
     b->cache = calloc(CACHE_SLOTS, sizeof(*b->cache));
     if (!b->cache)
         DMS_TRY_OR(failed, dms_fail(DMS_ERR_NOMEM, "no memory for the tokenizer's cache"));
@@ -136,7 +142,7 @@ dms_status dms_bpe_open(dms_bpe **out, const json_t *model, const dms_vocab *voc
     DMS_TRY_OR(failed, dms_key_bool(&b->ignore_merges, model, "ignore_merges", origin, false));
     DMS_TRY_OR(failed,
                dms_merges_open(&b->merges, json_object_get(model, "merges"), vocab, origin));
-    read_bytes(b);
+    DMS_TRY_OR(failed, read_bytes(b, model, origin));
     *out = b;
     return DMS_OK;
 failed:
@@ -212,24 +218,61 @@ static void consider(dms_bpe *b, int32_t at)
     heap_push(b, (candidate){(uint64_t)m->rank << 32 | (uint32_t)at, m->merged});
 }
 
-/* One symbol a byte; returns how many. */
-static int32_t split_bytes(dms_bpe *b, const char *piece, size_t n_bytes)
+/* The symbols of a piece, as they are added. */
+typedef struct {
+    dms_bpe *b;
+    int32_t n;
+    bool was_unknown;
+} symbols;
+
+static void add_symbol(symbols *s, int32_t id)
 {
-    int32_t n = 0;
-    bool was_unknown = false;
-    for (size_t i = 0; i < n_bytes; i++) {
-        const int32_t known = b->byte_ids[(uint8_t)piece[i]];
-        const int32_t id = known >= 0 ? known : b->unknown;
-        const bool fused = known < 0 && was_unknown && b->fuse_unknown;
-        was_unknown = known < 0;
-        if (id < 0 || fused)
-            continue;
-        b->symbols[n] = (symbol){.id = id, .prev = n - 1, .next = n + 1, .merged = -1};
-        n++;
+    s->b->symbols[s->n] = (symbol){.id = id, .prev = s->n - 1, .next = s->n + 1, .merged = -1};
+    s->n++;
+}
+
+/* A byte or character: id, or -1 for one that the vocabulary lacks. */
+static void add_known(symbols *s, int32_t id)
+{
+    const bool fused = id < 0 && s->was_unknown && s->b->fuse_unknown;
+    s->was_unknown = id < 0;
+    if (id < 0)
+        id = s->b->unknown;
+    if (id >= 0 && !fused)
+        add_symbol(s, id);
+}
+
+static void split_bytes(symbols *s, const char *piece, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        add_known(s, s->b->byte_ids[(uint8_t)piece[i]]);
+}
+
+static void split_characters(symbols *s, const char *piece, size_t n)
+{
+    for (size_t at = 0; at < n;) {
+        int length;
+        dms_utf8_code(piece + at, &length);
+        const int32_t id = find_in_model(s->b->vocab, piece + at, (size_t)length);
+        if (id < 0 && s->b->byte_fallback)
+            split_bytes(s, piece + at, (size_t)length);
+        else
+            add_known(s, id);
+        at += (size_t)length;
     }
-    if (n > 0)
-        b->symbols[n - 1].next = -1;
-    return n;
+}
+
+/* Returns how many there are. */
+static int32_t split(dms_bpe *b, const char *piece, size_t n_bytes)
+{
+    symbols s = {b, 0, false};
+    if (b->byte_level)
+        split_bytes(&s, piece, n_bytes);
+    else
+        split_characters(&s, piece, n_bytes);
+    if (s.n > 0)
+        b->symbols[s.n - 1].next = -1;
+    return s.n;
 }
 
 static void merge_all(dms_bpe *b)
@@ -255,7 +298,7 @@ static void merge_all(dms_bpe *b)
 static dms_status merge_piece(dms_bpe *b, dms_tokens *out, const char *piece, size_t n_bytes)
 {
     DMS_TRY(reserve(b, (int64_t)n_bytes));
-    const int32_t n = split_bytes(b, piece, n_bytes);
+    const int32_t n = split(b, piece, n_bytes);
     b->n_heap = 0;
     for (int32_t i = 0; i + 1 < n; i++)
         consider(b, i);
@@ -269,6 +312,10 @@ static dms_status merge_piece(dms_bpe *b, dms_tokens *out, const char *piece, si
 static dms_status find_whole(int32_t *id, const dms_bpe *b, const char *piece, size_t n)
 {
     dms_text mapped = {0};
+    if (!b->byte_level) {
+        *id = find_in_model(b->vocab, piece, n);
+        return DMS_OK;
+    }
     DMS_TRY(dms_text_reserve(&mapped, 2 * n));
     for (size_t i = 0; i < n; i++)
         mapped.n += map_byte(mapped.bytes + mapped.n, (uint8_t)piece[i]);

@@ -10,12 +10,16 @@
 #include <sys/stat.h>
 #include <zlib.h>
 
+#include "data/jsonl.h"
 #include "data/shard.h"
 
 struct dms_corpus {
     char **paths;
     size_t n, next;
-    gzFile file; /* the document in hand, or NULL */
+    gzFile file;      /* the file in hand, or NULL */
+    dms_jsonl *lines; /* of JSON Lines, or NULL */
+    size_t taken;     /* bytes of the line's text that were read */
+    char *name;       /* "PATH, line N" of a line */
 };
 
 static int by_bytes(const void *a, const void *b)
@@ -91,8 +95,10 @@ failed:
 }
 
 /* zlib tells of a truncated file only here. */
-static dms_status close_document(dms_corpus *c)
+static dms_status close_file(dms_corpus *c)
 {
+    dms_jsonl_close(c->lines);
+    c->lines = NULL;
     const int result = c->file ? gzclose_r(c->file) : Z_OK;
     c->file = NULL;
     if (result == Z_BUF_ERROR)
@@ -105,6 +111,8 @@ void dms_corpus_close(dms_corpus *c)
 {
     if (!c)
         return;
+    dms_jsonl_close(c->lines);
+    free(c->name);
     if (c->file)
         gzclose_r(c->file);
     for (size_t i = 0; i < c->n; i++)
@@ -113,13 +121,8 @@ void dms_corpus_close(dms_corpus *c)
     free(c);
 }
 
-dms_status dms_corpus_next(dms_corpus *c, const char **name)
+static dms_status open_file(dms_corpus *c)
 {
-    DMS_TRY(close_document(c));
-    if (c->next == c->n) {
-        *name = NULL;
-        return DMS_OK;
-    }
     const char *path = c->paths[c->next++];
     if (dms_shard_recognise(path)) /* beside the text it was made of, perhaps */
         return dms_fail(DMS_ERR_ARG, "%s is a token shard, not text; keep shards in another folder",
@@ -130,22 +133,63 @@ dms_status dms_corpus_next(dms_corpus *c, const char **name)
         return dms_fail(errno ? DMS_ERR_IO : DMS_ERR_NOMEM, "%s: %s", path,
                         errno ? strerror(errno) : "no memory");
     gzbuffer(c->file, 128 << 10);
-    *name = path;
+    return dms_jsonl_recognise(path) ? dms_jsonl_open(&c->lines, c->file, path) : DMS_OK;
+}
+
+/* *name = NULL after the last line. */
+static dms_status next_line(dms_corpus *c, const char **name)
+{
+    bool found;
+    free(c->name);
+    c->name = NULL;
+    c->taken = 0;
+    *name = NULL;
+    DMS_TRY(dms_jsonl_next(c->lines, &found));
+    if (!found)
+        return DMS_OK;
+    if (asprintf(&c->name, "%s, line %lld", c->paths[c->next - 1], dms_jsonl_line(c->lines)) < 0) {
+        c->name = NULL;
+        return dms_fail(DMS_ERR_NOMEM, "no memory to read %s", c->paths[c->next - 1]);
+    }
+    *name = c->name;
     return DMS_OK;
 }
 
-static dms_status read_failed(dms_corpus *c)
+dms_status dms_corpus_next(dms_corpus *c, const char **name)
 {
-    int code;
-    const char *path = c->paths[c->next - 1];
-    const char *message = gzerror(c->file, &code);
-    if (code == Z_ERRNO)
-        return dms_fail(DMS_ERR_IO, "%s: %s", path, strerror(errno));
-    if (code == Z_MEM_ERROR)
-        return dms_fail(DMS_ERR_NOMEM, "%s: no memory to unpack it", path);
-    if (code == Z_BUF_ERROR)
-        return dms_fail(DMS_ERR_FORMAT, "%s: the gzip file ends early; it is truncated", path);
-    return dms_fail(DMS_ERR_FORMAT, "%s: the gzip file is corrupt (%s)", path, message);
+    *name = NULL;
+    for (;;) {
+        if (c->lines)
+            DMS_TRY(next_line(c, name));
+        if (*name)
+            return DMS_OK;
+        DMS_TRY(close_file(c));
+        if (c->next == c->n)
+            return DMS_OK;
+        DMS_TRY(open_file(c));
+        if (!c->lines) {
+            *name = c->paths[c->next - 1];
+            return DMS_OK;
+        }
+    }
+}
+
+static size_t read_line(dms_corpus *c, char *out, size_t capacity)
+{
+    size_t n;
+    const char *text = dms_jsonl_text(c->lines, &n);
+    n -= c->taken;
+    n = n < capacity ? n : capacity;
+    if (n > 0)
+        memcpy(out, text + c->taken, n);
+    c->taken += n;
+    return n;
+}
+
+const dms_message *dms_corpus_messages(const dms_corpus *c, size_t *n)
+{
+    *n = 0;
+    return c->lines ? dms_jsonl_messages(c->lines, n) : NULL;
 }
 
 dms_status dms_corpus_read(dms_corpus *c, char *out, size_t capacity, size_t *n)
@@ -153,6 +197,10 @@ dms_status dms_corpus_read(dms_corpus *c, char *out, size_t capacity, size_t *n)
     *n = 0;
     if (!c->file)
         return DMS_OK;
+    if (c->lines) {
+        *n = read_line(c, out, capacity);
+        return DMS_OK;
+    }
     const unsigned room = capacity < INT_MAX ? (unsigned)capacity : INT_MAX;
     const int got = gzread(c->file, out, room);
     int code = Z_OK;
@@ -160,7 +208,7 @@ dms_status dms_corpus_read(dms_corpus *c, char *out, size_t capacity, size_t *n)
     if (got >= 0 && (unsigned)got < room)
         gzerror(c->file, &code);
     if (got < 0 || code != Z_OK)
-        return read_failed(c);
+        return dms_gzip_failed(c->file, c->paths[c->next - 1]);
     *n = (size_t)got;
     return DMS_OK;
 }

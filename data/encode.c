@@ -14,10 +14,28 @@ static dms_status take(dms_encoder *e, size_t n, const dms_id_sink *sink, bool *
     return sink->put(sink->context, e->ids.ids, e->ids.n, stop);
 }
 
-dms_status dms_encoder_run(dms_encoder *e, dms_corpus *corpus, const dms_id_sink *sink)
+static dms_status take_conversation(dms_encoder *e, const dms_message *messages, size_t n,
+                                    const dms_id_sink *sink)
 {
-    size_t n = 1, wanted = PART;
     bool stop = false;
+    e->ids.n = 0;
+    DMS_TRY(e->turns->render(e->turns->context, &e->ids, messages, n));
+    return sink->put(sink->context, e->ids.ids, e->ids.n, &stop);
+}
+
+dms_status dms_encoder_run(dms_encoder *e, dms_corpus *corpus, const char *name,
+                           const dms_id_sink *sink)
+{
+    size_t n = 1, wanted = PART, n_messages;
+    bool stop = false;
+    const dms_message *messages = dms_corpus_messages(corpus, &n_messages);
+    if (messages && !e->turns)
+        return dms_fail(DMS_ERR_ARG,
+                        "%s is a conversation, expected text; make a token shard of it with "
+                        "dms-tokenize",
+                        name);
+    if (messages)
+        return take_conversation(e, messages, n_messages, sink);
     e->text.n = 0;
     while (n > 0 && !stop) {
         DMS_TRY(dms_text_reserve(&e->text, PART));

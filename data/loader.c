@@ -1,13 +1,21 @@
 #include "data/loader.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "data/shard.h"
 #include "data/shuffle.h"
 
+/* Sequences of a block of a blend: shares are whole 1024ths. */
+enum { BLOCK = 1024 };
+
+/* Keeps the order of blocks apart from that of contexts. */
+#define DOMAIN 0x424C454E44u
+
 struct dms_loader {
     dms_shard **shards; /* [n_shards] */
     int64_t *starts;    /* [n_shards + 1] where each begins in the stream, then the stream's end */
+    int64_t *places;    /* [n_shards + 1] of a blend: shard i has places[i] .. places[i + 1] - 1 */
     int n_shards;
     int64_t context, sequences, contexts;
     uint64_t seed;
@@ -25,6 +33,13 @@ static dms_status check_options(const dms_loader_options *o)
     if (o->sequences < 1 || o->sequences > INT32_MAX)
         return dms_fail(DMS_ERR_ARG, "%lld sequences a step, expected 1 to %d",
                         (long long)o->sequences, INT32_MAX);
+    for (int i = 0; o->weights && i < o->n_shards; i++)
+        if (!(o->weights[i] > 0) || !isfinite(o->weights[i]))
+            return dms_fail(DMS_ERR_ARG, "%s has the weight %g, expected a number above 0",
+                            o->shards[i], o->weights[i]);
+    if (o->weights && (!o->shuffled || o->n_shards > BLOCK))
+        return dms_fail(DMS_ERR_ARG, "a blend by weights must be shuffled, of at most %d shards",
+                        BLOCK);
     return DMS_OK;
 }
 
@@ -58,6 +73,59 @@ static dms_status check_size(const dms_loader *l, const dms_loader_options *o)
                     (long long)(l->sequences * l->context));
 }
 
+/* Contexts of shard i by itself. */
+static int64_t shard_contexts(const dms_loader *l, int i)
+{
+    return (l->starts[i + 1] - l->starts[i]) / l->context;
+}
+
+/* The shard that is the farthest below what it should have of a block (sign 1), or the farthest
+ * above and not at its last place (sign -1). `places` holds counts at 1 .. n. */
+static int farthest(const int64_t *places, const dms_loader_options *o, double sum, int sign)
+{
+    int best = 0;
+    double most = -INFINITY;
+    for (int i = 0; i < o->n_shards; i++) {
+        const double wanted = o->weights[i] / sum * BLOCK;
+        const double by = sign * (wanted - (double)places[i + 1]);
+        if (by > most && (sign > 0 || places[i + 1] > 1)) {
+            most = by;
+            best = i;
+        }
+    }
+    return best;
+}
+
+static dms_status open_blend(dms_loader *l, const dms_loader_options *o)
+{
+    double sum = 0;
+    int64_t given = 0;
+    l->places = calloc((size_t)o->n_shards + 1, sizeof(*l->places));
+    if (!l->places)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a blend of %d shards", o->n_shards);
+    for (int i = 0; i < o->n_shards; i++)
+        sum += o->weights[i] / o->n_shards;
+    sum *= o->n_shards;
+    l->contexts = 0;
+    for (int i = 0; i < o->n_shards; i++) {
+        const double wanted = floor(o->weights[i] / sum * BLOCK);
+        l->places[i + 1] = wanted > 1 ? (int64_t)wanted : 1;
+        given += l->places[i + 1];
+        l->contexts += shard_contexts(l, i);
+        if (shard_contexts(l, i) == 0)
+            return dms_fail(DMS_ERR_ARG, "%s: %lld tokens, but one sequence takes %lld",
+                            o->shards[i], (long long)(l->starts[i + 1] - l->starts[i]),
+                            (long long)l->context);
+    }
+    for (; given < BLOCK; given++)
+        l->places[farthest(l->places, o, sum, 1) + 1]++;
+    for (; given > BLOCK; given--)
+        l->places[farthest(l->places, o, sum, -1) + 1]--;
+    for (int i = 0; i < o->n_shards; i++)
+        l->places[i + 1] += l->places[i];
+    return DMS_OK;
+}
+
 dms_status dms_loader_open(dms_loader **out, const dms_loader_options *o)
 {
     dms_status status = DMS_OK;
@@ -81,6 +149,8 @@ dms_status dms_loader_open(dms_loader **out, const dms_loader_options *o)
         }
     }
     l->contexts = dms_loader_tokens(l) / l->context;
+    if (o->weights)
+        DMS_TRY_OR(failed, open_blend(l, o));
     DMS_TRY_OR(failed, check_size(l, o));
     *out = l;
     return DMS_OK;
@@ -97,6 +167,7 @@ void dms_loader_close(dms_loader *l)
         dms_shard_close(l->shards[i]);
     free(l->shards);
     free(l->starts);
+    free(l->places);
     free(l);
 }
 
@@ -127,16 +198,42 @@ static dms_status read_stream(const dms_loader *l, int32_t *ids, int64_t at, int
     return DMS_OK;
 }
 
-static dms_status read_context(const dms_loader *l, int64_t context, int32_t *ids, int32_t *next)
+/* The context at `at` of the stream that ends at `end`. */
+static dms_status read_context(const dms_loader *l, int64_t at, int64_t end, int32_t *ids,
+                               int32_t *next)
 {
-    const int64_t T = l->context, at = context * T;
+    const int64_t T = l->context;
     DMS_TRY(read_stream(l, ids, at, T));
     if (!next)
         return DMS_OK;
     for (int64_t t = 0; t + 1 < T; t++)
         next[t] = ids[t + 1];
     next[T - 1] = -1;
-    return at + T < dms_loader_tokens(l) ? read_stream(l, next + T - 1, at + T, 1) : DMS_OK;
+    return at + T < end ? read_stream(l, next + T - 1, at + T, 1) : DMS_OK;
+}
+
+/* Sequence q of all steps, of one stream. */
+static dms_status read_one(const dms_loader *l, int64_t q, int32_t *ids, int32_t *next)
+{
+    const int64_t epoch = q / l->contexts, within = q % l->contexts;
+    const int64_t context =
+        l->shuffled ? dms_shuffle(within, l->contexts, l->seed, (uint64_t)epoch) : within;
+    return read_context(l, context * l->context, dms_loader_tokens(l), ids, next);
+}
+
+/* Sequence q of all steps, of a blend. */
+static dms_status read_blended(const dms_loader *l, int64_t q, int32_t *ids, int32_t *next)
+{
+    const int64_t block = q / BLOCK;
+    const int64_t place = dms_shuffle(q % BLOCK, BLOCK, l->seed ^ DOMAIN, (uint64_t)block);
+    int i = 0;
+    while (l->places[i + 1] <= place)
+        i++;
+    const int64_t draw = block * (l->places[i + 1] - l->places[i]) + place - l->places[i];
+    const int64_t n = shard_contexts(l, i);
+    const uint64_t seed = l->seed + (uint64_t)(i + 1) * 0x9E3779B97F4A7C15u;
+    const int64_t context = dms_shuffle(draw % n, n, seed, (uint64_t)(draw / n));
+    return read_context(l, l->starts[i] + context * l->context, l->starts[i + 1], ids, next);
 }
 
 dms_status dms_loader_read(const dms_loader *l, int64_t step, int64_t first, int64_t n,
@@ -153,11 +250,8 @@ dms_status dms_loader_read(const dms_loader *l, int64_t step, int64_t first, int
         return dms_fail(DMS_ERR_ARG, "contexts %lld to %lld asked for; the data has %lld",
                         (long long)q, (long long)(q + n - 1), (long long)l->contexts);
     for (int64_t i = 0; i < n; i++) {
-        const int64_t epoch = (q + i) / l->contexts, within = (q + i) % l->contexts;
-        const int64_t context =
-            l->shuffled ? dms_shuffle(within, l->contexts, l->seed, (uint64_t)epoch) : within;
         const int64_t at = i * l->context;
-        DMS_TRY(read_context(l, context, ids + at, next ? next + at : NULL));
+        DMS_TRY((l->places ? read_blended : read_one)(l, q + i, ids + at, next ? next + at : NULL));
     }
     return DMS_OK;
 }

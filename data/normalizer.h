@@ -1,4 +1,4 @@
-/* What a tokenizer.json asks to be done to text before it is split: nothing, or Unicode NFC. */
+/* What a tokenizer.json asks to be done to text before it is split: the key normalizer. */
 #ifndef DMS_NORMALIZER_H
 #define DMS_NORMALIZER_H
 
@@ -11,16 +11,22 @@
 
 DMS_BEGIN_C
 
-typedef struct {
-    bool nfc;
-} dms_normalizer;
+typedef struct dms_normalizer dms_normalizer;
 
-/* `json` is the key "normalizer": absent (NULL), null, NFC, or a Sequence of these.
- * Errors: DMS_ERR_FORMAT, naming the type found. */
-dms_status dms_normalizer_read(dms_normalizer *out, const json_t *json, const char *origin);
-/* Appends the normalised form of valid UTF-8. Errors: DMS_ERR_NOMEM; DMS_ERR_ARG (text past 1 GiB
- * without an ASCII character). */
-dms_status dms_normalizer_apply(const dms_normalizer *z, dms_text *out, const char *text, size_t n);
+/* `json` is the key "normalizer": absent (NULL), null, NFC, NFD, NFKC, NFKD, Replace, Prepend, or a
+ * Sequence of these. Errors: DMS_ERR_FORMAT, naming the type found; DMS_ERR_NOMEM. */
+dms_status dms_normalizer_open(dms_normalizer **out, const json_t *json, const char *origin);
+/* NULL is legal. */
+void dms_normalizer_close(dms_normalizer *z);
+
+/* Appends the normalised form of valid UTF-8. Not for two threads at once. Errors: DMS_ERR_NOMEM;
+ * DMS_ERR_ARG (text past 1 GiB without an ASCII character); those of dms_pattern_find. */
+dms_status dms_normalizer_apply(dms_normalizer *z, dms_text *out, const char *text, size_t n);
+/* Whether it does nothing. */
+bool dms_normalizer_is_empty(const dms_normalizer *z);
+/* Whether text may be cut before an ASCII space that follows an ASCII letter, with the same result:
+ * true of Unicode's normal forms. */
+bool dms_normalizer_keeps_spaces(const dms_normalizer *z);
 
 DMS_END_C
 #endif

@@ -2,6 +2,7 @@
 #ifndef DMS_PATTERN_H
 #define DMS_PATTERN_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -11,10 +12,13 @@ DMS_BEGIN_C
 
 typedef struct dms_pattern dms_pattern;
 
-/* Hugging Face tokenizers reads these expressions with Oniguruma. What PCRE2 reads otherwise is
- * translated (\s: without U+180E) or refused (\w, \b, \h, sets within sets).
- * Errors: DMS_ERR_FORMAT with what is wrong and where; DMS_ERR_NOMEM. */
+/* Hugging Face tokenizers reads these expressions with Oniguruma, in Ruby's syntax. What PCRE2
+ * reads otherwise is translated (\s, \w, \b, \h, \uHHHH, (?m, \p{Script}; ^ and $ are those of
+ * lines) or refused (sets within sets, + after {n,m}, escapes not known here). Both know their own
+ * version of Unicode. Errors: DMS_ERR_FORMAT with what is wrong and where; DMS_ERR_NOMEM. */
 dms_status dms_pattern_open(dms_pattern **out, const char *regex, size_t n, const char *origin);
+/* The same of a key "pattern": {"Regex": text}, or {"String": text} to be found as it is. */
+dms_status dms_pattern_read(dms_pattern **out, const json_t *json, const char *where);
 /* NULL is legal. */
 void dms_pattern_close(dms_pattern *p);
 

@@ -12,6 +12,7 @@
 #include "data/program.h"
 #include "data/shard.h"
 #include "data/tokenizer.h"
+#include "infer/chat.h"
 
 static const char help[] =
     "dms-tokenize MODEL -o OUT.tok FILE...      text to a token shard\n"
@@ -20,7 +21,11 @@ static const char help[] =
     "dms-tokenize MODEL --decode FILE.tok...    token shards to text\n"
     "\n"
     "MODEL is a Hugging Face folder, a GGUF file, one of our checkpoints, or a tokenizer.json.\n"
-    "FILE is plain or gzip text, or a folder of such files; each file is one document.\n"
+    "FILE is text or JSON Lines (*.jsonl), plain or gzip, or a folder of such files. A text is "
+    "one\n"
+    "document; so is each line, {\"text\": ...} or {\"messages\": [{\"role\", \"content\"}, ...]}, "
+    "which\n"
+    "is written in the model's turn format.\n"
     "\n"
     "  -o, --output FILE      the shard to write\n"
     "      --separator TOKEN  ends each document [the model's end-of-text token]\n"
@@ -45,6 +50,8 @@ typedef struct {
 typedef struct {
     dms_tokenizer *tokenizer;
     int32_t end_of_text;
+    char *chat_template; /* or NULL */
+    dms_chat chat;       /* recognised at the first conversation: tokenizer is NULL before */
 } model;
 
 static dms_status parse(options *o, int argc, char **argv)
@@ -148,6 +155,10 @@ static dms_status open_source(model *m, const char *path)
         DMS_TRY_OR(done, dms_fail(DMS_ERR_FORMAT, "%s: holds no tokenizer", path));
     DMS_TRY_OR(done, dms_tokenizer_open(&m->tokenizer, json, length, path));
     m->end_of_text = read_end_of_text(dms_source_config(source), m->tokenizer);
+    const char *chat_template = dms_source_chat_template(source);
+    m->chat_template = chat_template ? strdup(chat_template) : NULL;
+    if (chat_template && !m->chat_template)
+        status = dms_fail(DMS_ERR_NOMEM, "no memory for the chat template of %s", path);
 done:
     dms_source_close(source);
     return status;
@@ -198,6 +209,14 @@ static dms_status put(void *context, const int32_t *ids, int64_t n, bool *stop)
     return s->writer ? dms_shard_writer_append(s->writer, ids, n) : DMS_OK;
 }
 
+static dms_status render(void *context, dms_tokens *out, const dms_message *messages, size_t n)
+{
+    model *m = context;
+    if (!m->chat.tokenizer)
+        DMS_TRY(dms_chat_recognise(&m->chat, m->tokenizer, m->chat_template));
+    return dms_chat_render(&m->chat, out, messages, n, false);
+}
+
 static dms_status take_file(sink *s, dms_encoder *e, const model *m, const char *path)
 {
     dms_corpus *c;
@@ -207,7 +226,7 @@ static dms_status take_file(sink *s, dms_encoder *e, const model *m, const char 
     DMS_TRY_OR(done, dms_corpus_next(c, &name));
     while (name) {
         const int64_t before = s->count;
-        DMS_TRY_OR(done, dms_encoder_run(e, c, &(dms_id_sink){put, s}));
+        DMS_TRY_OR(done, dms_encoder_run(e, c, name, &(dms_id_sink){put, s}));
         if (!s->writer)
             printf("%10lld  %s\n", (long long)(s->count - before), name);
         else
@@ -234,7 +253,8 @@ static dms_status check_output(const char *path)
 static dms_status run_files(model *m, const options *o)
 {
     sink s = {0};
-    dms_encoder e = {.tokenizer = m->tokenizer, .specials = !o->plain};
+    const dms_turn_format turns = {render, m};
+    dms_encoder e = {.tokenizer = m->tokenizer, .specials = !o->plain, .turns = &turns};
     dms_status status = DMS_OK;
     if (o->task == WRITE) {
         DMS_TRY(check_output(o->output));
@@ -318,5 +338,6 @@ int main(int argc, char **argv)
     if (!status)
         status = run(&m, &o);
     dms_tokenizer_close(m.tokenizer);
+    free(m.chat_template);
     return dms_program_end("dms-tokenize", status);
 }

@@ -10,6 +10,7 @@
 #include "data/keys.h"
 #include "data/normalizer.h"
 #include "data/pretokenizer.h"
+#include "data/surface.h"
 #include "data/utf8.h"
 #include "data/vocab.h"
 
@@ -17,23 +18,26 @@ struct dms_tokenizer {
     dms_vocab *vocab;
     dms_bpe *bpe;
     dms_pretokenizer *pretokenizer;
-    dms_normalizer normalizer;
+    dms_normalizer *normalizer;
+    dms_surface surface;
     dms_added *raw;         /* added tokens looked for in the text as it is */
     dms_added *normalized;  /* and those looked for in normalised text */
     dms_text clean, normal; /* scratch: text made valid, a stretch of it normalised */
     uint32_t crc;
 };
 
-static dms_status check_decoder(const json_t *root, const char *origin)
+/* The steps that say what symbols the model has: all of them bytes, or all characters. */
+static dms_status read_alphabet(dms_tokenizer *t, const json_t *root, const char *origin)
 {
-    const json_t *decoder = json_object_get(root, "decoder");
-    const char *type = json_string_value(json_object_get(decoder, "type"));
-    if (!type || strcmp(type, "ByteLevel") != 0)
-        return dms_fail(DMS_ERR_FORMAT,
-                        "%s: decoder.type is \"%.64s\", only \"ByteLevel\" is "
-                        "supported",
-                        origin, type ? type : "missing");
-    return DMS_OK;
+    DMS_TRY(dms_normalizer_open(&t->normalizer, json_object_get(root, "normalizer"), origin));
+    DMS_TRY(
+        dms_pretokenizer_open(&t->pretokenizer, json_object_get(root, "pre_tokenizer"), origin));
+    DMS_TRY(dms_surface_read(&t->surface, json_object_get(root, "decoder"), origin));
+    const bool split = dms_pretokenizer_is_byte_level(t->pretokenizer);
+    if (split == t->surface.byte_level)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_FORMAT, "%s: the %s is ByteLevel, but the %s has no ByteLevel", origin,
+                    split ? "pre_tokenizer" : "decoder", split ? "decoder" : "pre_tokenizer");
 }
 
 static dms_status read_parts(dms_tokenizer *t, const json_t *root, const char *origin)
@@ -50,14 +54,12 @@ static dms_status read_parts(dms_tokenizer *t, const json_t *root, const char *o
     if (added && !json_is_null(added) && !json_is_array(added))
         return dms_fail(DMS_ERR_FORMAT, "%s: added_tokens is %s, expected an array", origin,
                         dms_key_type(added));
-    DMS_TRY(dms_vocab_open(&t->vocab, vocab, added, origin));
-    DMS_TRY(dms_bpe_open(&t->bpe, model, t->vocab, origin));
-    DMS_TRY(dms_normalizer_read(&t->normalizer, json_object_get(root, "normalizer"), origin));
-    DMS_TRY(
-        dms_pretokenizer_open(&t->pretokenizer, json_object_get(root, "pre_tokenizer"), origin));
-    DMS_TRY(check_decoder(root, origin));
-    DMS_TRY(dms_added_open(&t->raw, added, false, &t->normalizer, origin));
-    return dms_added_open(&t->normalized, added, true, &t->normalizer, origin);
+    DMS_TRY(read_alphabet(t, root, origin));
+    DMS_TRY(dms_vocab_open(&t->vocab, vocab, added, &t->surface, origin));
+    DMS_TRY(dms_bpe_open(&t->bpe, model, t->vocab, t->surface.byte_level, origin));
+    t->surface.from = t->surface.to = NULL; /* they end with the JSON */
+    DMS_TRY(dms_added_open(&t->raw, added, false, t->normalizer, origin));
+    return dms_added_open(&t->normalized, added, true, t->normalizer, origin);
 }
 
 dms_status dms_tokenizer_open(dms_tokenizer **out, const char *json, size_t length,
@@ -90,6 +92,7 @@ void dms_tokenizer_close(dms_tokenizer *t)
     dms_added_close(t->normalized);
     dms_added_close(t->raw);
     dms_pretokenizer_close(t->pretokenizer);
+    dms_normalizer_close(t->normalizer);
     dms_bpe_close(t->bpe);
     dms_vocab_close(t->vocab);
     dms_text_free(&t->clean);
@@ -134,9 +137,9 @@ static dms_status encode_between(encoding *e, const dms_added *a, const char *te
 static dms_status encode_stretch(encoding *e, const char *text, size_t n)
 {
     dms_tokenizer *t = e->tokenizer;
-    if (t->normalizer.nfc) {
+    if (!dms_normalizer_is_empty(t->normalizer)) {
         t->normal.n = 0;
-        DMS_TRY(dms_normalizer_apply(&t->normalizer, &t->normal, text, n));
+        DMS_TRY(dms_normalizer_apply(t->normalizer, &t->normal, text, n));
         text = t->normal.bytes;
         n = t->normal.n;
     }
@@ -163,7 +166,8 @@ static bool is_letter(char c)
 
 size_t dms_tokenizer_cut(const dms_tokenizer *t, const char *text, size_t length)
 {
-    if (!dms_pretokenizer_splits_at_spaces(t->pretokenizer) || !dms_added_keeps_spaces(t->raw) ||
+    if (!dms_pretokenizer_splits_at_spaces(t->pretokenizer) ||
+        !dms_normalizer_keeps_spaces(t->normalizer) || !dms_added_keeps_spaces(t->raw) ||
         !dms_added_keeps_spaces(t->normalized))
         return 0;
     for (size_t at = length; at-- > 1;)
@@ -190,6 +194,11 @@ dms_status dms_tokenizer_decode(const dms_tokenizer *t, dms_text *out, const int
             DMS_TRY(dms_text_append(out, token->bytes, token->n_bytes));
     }
     return DMS_OK;
+}
+
+char dms_tokenizer_strips(const dms_tokenizer *t)
+{
+    return t->surface.strip;
 }
 
 int64_t dms_tokenizer_size(const dms_tokenizer *t)

@@ -1,4 +1,4 @@
-/* Text to token ids and back: byte-level BPE as a Hugging Face tokenizer.json describes it. */
+/* Text to token ids and back: byte-pair encoding as a Hugging Face tokenizer.json describes it. */
 #ifndef DMS_TOKENIZER_H
 #define DMS_TOKENIZER_H
 
@@ -35,11 +35,16 @@ dms_status dms_tokenizer_encode(dms_tokenizer *t, dms_tokens *out, const char *t
  * the largest one found; 0 where none is known (then the text must stay whole). */
 size_t dms_tokenizer_cut(const dms_tokenizer *t, const char *text, size_t length);
 
-/* Appends the bytes of n tokens; they need not be UTF-8 (dms_utf8_replace makes them so).
+/* Appends the bytes of n tokens; they need not be UTF-8 (dms_utf8_replace makes them so), and are
+ * those of tokens within a text: see dms_tokenizer_strips.
  * Ids that have no token give nothing, and neither do special ones with `skip_specials`.
  * Errors: DMS_ERR_NOMEM. */
 dms_status dms_tokenizer_decode(const dms_tokenizer *t, dms_text *out, const int32_t *ids,
                                 int64_t n, bool skip_specials);
+
+/* The character (" ") that the file's decoder takes off the start of a text that has it, or 0: its
+ * normalizer put it there. dms_decoder takes it off. */
+char dms_tokenizer_strips(const dms_tokenizer *t);
 
 /* The largest id + 1: a model's embedding may have more rows, never fewer. */
 int64_t dms_tokenizer_size(const dms_tokenizer *t);
@@ -55,16 +60,20 @@ int32_t dms_tokenizer_end_of_text(const dms_tokenizer *t);
 uint32_t dms_tokenizer_crc(const dms_tokenizer *t);
 
 /* Decodes a stream of ids to text that is valid UTF-8 at every moment: bytes of a character that
- * is not complete wait for the next id. A value; `pending` is its own. */
+ * is not complete wait for the next id. A value; what follows `within` is its own. */
 typedef struct {
     const dms_tokenizer *tokenizer;
     bool skip_specials;
+    bool within; /* the ids go on a text: nothing is taken off their start */
+    bool begun;
     char pending[4];
     int n_pending;
 } dms_decoder;
 
 /* Appends what the id completes; all calls and dms_decoder_end together give
- * dms_utf8_replace(dms_tokenizer_decode(all ids)). Errors: DMS_ERR_NOMEM. */
+ * dms_utf8_replace(dms_tokenizer_decode(all ids)), less dms_tokenizer_strips. Byte tokens of byte
+ * fallback that are no UTF-8 are replaced as dms_utf8_replace does, where Hugging Face tokenizers
+ * replaces each byte of their run. Errors: DMS_ERR_NOMEM. */
 dms_status dms_decoder_put(dms_decoder *d, dms_text *out, int32_t id);
 /* Appends U+FFFD for a character that was never completed; the decoder is then fresh. */
 dms_status dms_decoder_end(dms_decoder *d, dms_text *out);

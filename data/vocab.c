@@ -3,12 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/bytelevel.h"
 #include "data/hash.h"
 #include "data/keys.h"
-#include "data/utf8.h"
 
 struct dms_vocab {
+    dms_surface surface; /* only while it is filled */
     int64_t size;
     dms_vocab_token *tokens; /* [size] */
     char *pool;              /* all texts, then all bytes */
@@ -74,23 +73,6 @@ static dms_status take_census(census *c, const json_t *vocab, const json_t *adde
     return DMS_OK;
 }
 
-/* Decodes a token's text to out (at most n bytes: two bytes of text at least stand for one). */
-static uint32_t unmap(char *out, const char *text, size_t n)
-{
-    uint32_t used = 0;
-    for (size_t at = 0; at < n;) {
-        int length;
-        const int byte = dms_bytelevel_byte(dms_utf8_code(text + at, &length));
-        if (byte < 0) {
-            memcpy(out, text, n);
-            return (uint32_t)n;
-        }
-        out[used++] = (char)byte;
-        at += (size_t)length;
-    }
-    return used;
-}
-
 static uint64_t find_slot(const dms_vocab *v, const char *text, size_t n)
 {
     uint64_t slot = dms_hash(text, n) & v->mask;
@@ -113,7 +95,7 @@ static dms_status put(dms_vocab *v, int32_t id, const char *text, size_t n, cons
     token->text = copy;
     token->n_text = (uint32_t)n;
     token->bytes = copy + n;
-    token->n_bytes = unmap(copy + n, copy, n);
+    token->n_bytes = (uint32_t)dms_surface_of(&v->surface, copy + n, copy, n);
     v->pool_used += n + token->n_bytes;
     v->slots[find_slot(v, copy, n)] = id;
     return DMS_OK;
@@ -169,7 +151,7 @@ static dms_status allocate(dms_vocab *v, const census *c)
 }
 
 dms_status dms_vocab_open(dms_vocab **out, const json_t *vocab, const json_t *added,
-                          const char *origin)
+                          const dms_surface *surface, const char *origin)
 {
     census c;
     dms_status status = DMS_OK;
@@ -177,8 +159,10 @@ dms_status dms_vocab_open(dms_vocab **out, const json_t *vocab, const json_t *ad
     dms_vocab *v = calloc(1, sizeof(*v));
     if (!v)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a vocabulary");
+    v->surface = *surface;
     DMS_TRY_OR(failed, allocate(v, &c));
     DMS_TRY_OR(failed, fill(v, vocab, added, origin));
+    v->surface = (dms_surface){0};
     *out = v;
     return DMS_OK;
 failed:

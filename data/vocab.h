@@ -7,13 +7,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "data/surface.h"
 #include "kernels/status.h"
 
 DMS_BEGIN_C
 
-/* `text` as the file writes it, in the alphabet of data/bytelevel.h ("\u0120the"); `bytes` what it
- * decodes to (" the"): the bytes its characters stand for, or, where one of them stands for none,
- * its own UTF-8. Neither ends with 0. An id without a token has text NULL and no bytes. */
+/* `text` as the file writes it ("\u0120the"); `bytes` what it stands for (" the", by
+ * data/surface.h). Neither ends with 0. An id without a token has text NULL and no bytes. */
 typedef struct {
     const char *text, *bytes;
     uint32_t n_text, n_bytes;
@@ -28,7 +28,7 @@ typedef struct dms_vocab dms_vocab;
  * given twice, or so large that fewer than half of the ids would have a token; an added token whose
  * id or text contradicts the vocabulary), DMS_ERR_NOMEM. */
 dms_status dms_vocab_open(dms_vocab **out, const json_t *vocab, const json_t *added,
-                          const char *origin);
+                          const dms_surface *surface, const char *origin);
 /* NULL is legal. */
 void dms_vocab_close(dms_vocab *v);
 

@@ -1,7 +1,6 @@
 /* dms-bench: how fast a model runs and trains here, beside what the machine can do. */
 #include <getopt.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,13 +8,16 @@
 
 #include "checkpoints/source_reader.h"
 #include "data/program.h"
+#include "infer/bench_open.h"
+#include "infer/bench_print.h"
 #include "infer/bench_sweep.h"
+#include "infer/bench_tokenize.h"
 #include "infer/model_file.h"
 #include "train/objective.h"
 #include "train/optimizer.h"
 
 static const char help[] =
-    "usage: dms-bench MODEL [gemm|prefill|decode|train|all|sweep] [options]\n"
+    "usage: dms-bench MODEL [gemm|prefill|decode|train|all|sweep|open|tokenize] [options]\n"
     "\n"
     "Mean and standard deviation over repetitions; all with the same number of threads.\n"
     "\n"
@@ -32,6 +34,11 @@ static const char help[] =
     "  sweep    decode over --batches times --prompts; share: bytes of weights and live KV that\n"
     "           a step reads against the measured bandwidth. A point that does not fit into\n"
     "           memory is said so; prompts are cut to the model's positions. Not part of all\n"
+    "  open     the file alone, in memory already: milliseconds to tensors that can be used, and\n"
+    "           on one thread its matrices as bf16, beside writing memory. Not part of all\n"
+    "  tokenize 4 MB of --prose PATH and of --code PATH (files or folders of them), on one "
+    "thread;\n"
+    "           cold: by a tokenizer just opened; warm: the same text again. Not part of all\n"
     "\n"
     "      --repetitions N   (3)\n"
     "      --batch N, --context N   of a training step (2, 512)\n"
@@ -48,7 +55,7 @@ static const char help[] =
     "example: dms-bench SmolLM2-135M-Instruct.gguf train --threads 1 --repetitions 5\n";
 
 typedef struct {
-    const char *model, *what, *device;
+    const char *model, *what, *device, *prose, *code;
     dms_compute compute;
     bool keep, json;
     int64_t repetitions, batch, context, prompt, steps, threads, seed;
@@ -63,19 +70,10 @@ typedef struct {
     double bandwidth; /* best bytes a second */
 } app;
 
-/* One line of the result. share < 0: none. A sample without values: not measured, see note. */
-typedef struct {
-    const char *bench, *unit;
-    char what[64], note[96];
-    double scale; /* values are divided by it */
-    double share;
-    const dms_bench_point *point; /* of a sweep, or NULL */
-} result;
-
 /* ---- arguments ------------------------------------------------------------------------------ */
 
 enum { REPETITIONS = 256, BATCH, BATCHES, CONTEXT, PROMPT, PROMPTS, STEPS, KEEP };
-enum { DTYPE = KEEP + 1, DEVICE, THREADS, SEED };
+enum { DTYPE = KEEP + 1, DEVICE, THREADS, SEED, PROSE, CODE };
 
 static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"batch", 1, NULL, BATCH},
@@ -89,6 +87,8 @@ static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"device", 1, NULL, DEVICE},
                                         {"threads", 1, NULL, THREADS},
                                         {"seed", 1, NULL, SEED},
+                                        {"prose", 1, NULL, PROSE},
+                                        {"code", 1, NULL, CODE},
                                         {"json", 0, NULL, 'j'},
                                         {"help", 0, NULL, 'h'},
                                         {NULL, 0, NULL, 0}};
@@ -122,6 +122,12 @@ static dms_status take(arguments *a, int option, char *const *argv)
     case DEVICE:
         a->device = optarg;
         return DMS_OK;
+    case PROSE:
+        a->prose = optarg;
+        return DMS_OK;
+    case CODE:
+        a->code = optarg;
+        return DMS_OK;
     case 'j':
         a->json = true;
         return DMS_OK;
@@ -132,7 +138,8 @@ static dms_status take(arguments *a, int option, char *const *argv)
 
 static dms_status parse(arguments *a, int argc, char **argv)
 {
-    static const char *const benches[] = {"gemm", "prefill", "decode", "train", "all", "sweep"};
+    static const char *const benches[] = {"gemm", "prefill", "decode", "train",
+                                          "all",  "sweep",   "open",   "tokenize"};
     int option;
     bool known = false;
     *a = (arguments){.what = "all",
@@ -155,14 +162,15 @@ static dms_status parse(arguments *a, int argc, char **argv)
     a->model = argv[optind];
     if (argc - optind == 2)
         a->what = argv[optind + 1];
+    if (!strcmp(a->what, "tokenize") && !a->prose && !a->code)
+        return dms_fail(DMS_ERR_ARG, "tokenize has no text, expected --prose PATH or --code PATH");
     for (size_t i = 0; i < sizeof(benches) / sizeof(benches[0]); i++)
         known |= !strcmp(a->what, benches[i]);
-    return known
-               ? DMS_OK
-               : dms_fail(DMS_ERR_ARG,
-                          "the benchmark is \"%s\", expected gemm, prefill, decode, train, all or "
-                          "sweep",
-                          a->what);
+    return known ? DMS_OK
+                 : dms_fail(DMS_ERR_ARG,
+                            "the benchmark is \"%s\", expected gemm, prefill, decode, train, all, "
+                            "sweep, open or tokenize",
+                            a->what);
 }
 
 static bool wants(const app *a, const char *bench)
@@ -170,56 +178,9 @@ static bool wants(const app *a, const char *bench)
     return !strcmp(a->args->what, bench) || !strcmp(a->args->what, "all");
 }
 
-/* ---- output --------------------------------------------------------------------------------- */
-
-/* What a line of a sweep has besides; false: no memory. */
-static bool add_point(json_t *line, const dms_bench_point *p)
+static dms_status print(const app *a, const dms_bench_result *r, const dms_sample *s)
 {
-    return !json_object_set_new(line, "fits", json_boolean(p->fits)) &&
-           (!p->fits ||
-            (!json_object_set_new(line, "weight_bytes", json_integer((json_int_t)p->weights)) &&
-             !json_object_set_new(line, "kv_bytes", json_integer((json_int_t)p->kv)) &&
-             !json_object_set_new(line, "kv_peak_bytes",
-                                  json_integer((json_int_t)p->stats.peak_bytes)) &&
-             !json_object_set_new(line, "cache_cr", json_real(dms_cache_ratio(&p->stats)))));
-}
-
-static dms_status print_json(const result *r, const dms_sample *s)
-{
-    json_t *line =
-        !s->n ? json_pack("{ss ss ss}", "bench", r->bench, "case", r->what, "note", r->note)
-              : json_pack("{ss ss sf sf sf si ss ss}", "bench", r->bench, "case", r->what, "mean",
-                          dms_sample_mean(s) / r->scale, "deviation",
-                          dms_sample_deviation(s) / r->scale, "best", dms_sample_best(s) / r->scale,
-                          "n", s->n, "unit", r->unit, "note", r->note);
-    if (!line || (r->share >= 0 && json_object_set_new(line, "share", json_real(r->share))) ||
-        (r->point && !add_point(line, r->point))) {
-        json_decref(line);
-        return dms_fail(DMS_ERR_NOMEM, "no memory for a JSON object, or a figure is not finite");
-    }
-    const int failed = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
-    json_decref(line);
-    if (failed)
-        return dms_fail(DMS_ERR_IO, "a JSON object could not be written to standard output");
-    putchar('\n');
-    return DMS_OK;
-}
-
-static dms_status print(const app *a, const result *r, const dms_sample *s)
-{
-    if (a->args->json) {
-        DMS_TRY(print_json(r, s));
-    } else {
-        printf("%-8s %-30s", r->bench, r->what);
-        if (s->n)
-            printf(" %9.1f +- %6.1f %-8s", dms_sample_mean(s) / r->scale,
-                   dms_sample_deviation(s) / r->scale, r->unit);
-        if (r->share >= 0)
-            printf(" %5.1f %%", 100 * r->share);
-        printf("  %s\n", r->note);
-    }
-    fflush(stdout); /* a line is shown when it is known; main checks the stream */
-    return DMS_OK;
+    return dms_bench_print(r, s, a->args->json);
 }
 
 /* ---- the machine ---------------------------------------------------------------------------- */
@@ -236,7 +197,7 @@ static dms_status bench_products(app *a, dms_dtype dtype)
     for (int i = 0; i < 3; i++) {
         const dms_bench_product p = {a->device, dtype, shapes[i].rows, shapes[i].out, shapes[i].in};
         dms_sample rate;
-        result r = {.bench = "gemm", .unit = "GFLOP/s", .scale = 1e9, .share = -1};
+        dms_bench_result r = {.bench = "gemm", .unit = "GFLOP/s", .scale = 1e9, .share = -1};
         DMS_TRY(dms_bench_gemm(&rate, &p, (int)a->args->repetitions));
         snprintf(r.what, sizeof(r.what), "%s %s %" PRId64 "x%" PRId64 "x%" PRId64,
                  dtype == DMS_BF16 ? "bf16" : "f32", shapes[i].name, p.rows, p.out, p.in);
@@ -264,7 +225,7 @@ static dms_status bench_memory(app *a)
     const dms_device_kind kind = a->device->kind;
     const int bytes = kind == DMS_CPU ? READ : kind == DMS_CUDA ? COPY : EMULATED;
     dms_sample rate;
-    result r = {.bench = "memory", .unit = "GB/s", .scale = 1e9, .share = -1};
+    dms_bench_result r = {.bench = "memory", .unit = "GB/s", .scale = 1e9, .share = -1};
     if (kind == DMS_CPU)
         DMS_TRY(dms_bench_bandwidth(&rate, a->device->threads, (size_t)bytes, 8));
     else
@@ -296,7 +257,7 @@ static dms_status bench_prefill(app *a)
         const double flop = 2 * n * (double)T + attention_flop(&m->config, T);
         for (int gated = 0; gated <= (m->gate.kind != DMS_GATE_NONE); gated++) {
             dms_sample rate;
-            result r = {.bench = "prefill", .unit = "tok/s", .scale = 1};
+            dms_bench_result r = {.bench = "prefill", .unit = "tok/s", .scale = 1};
             DMS_TRY(dms_bench_prefill(&rate, m, T, gated, (int)a->args->repetitions));
             r.share = flop / (double)T * dms_sample_mean(&rate) / a->gemm;
             snprintf(r.what, sizeof(r.what), "%s T=%" PRId64, gated ? "masked" : "dense", T);
@@ -320,7 +281,7 @@ static dms_status decode_one(app *a, int batch, bool dense)
     const double bytes = (double)dms_bench_weight_bytes(m);
     dms_sample rate;
     dms_cache_stats stats;
-    result r = {.bench = "decode", .unit = "tok/s", .scale = 1, .share = -1};
+    dms_bench_result r = {.bench = "decode", .unit = "tok/s", .scale = 1, .share = -1};
     DMS_TRY(dms_bench_decode(&rate, &stats, &o, (int)a->args->repetitions));
     if (batch == 1 && a->bandwidth > 0)
         r.share = bytes * dms_sample_mean(&rate) / a->bandwidth;
@@ -353,7 +314,7 @@ static dms_status sweep_one(app *a, int batch, int64_t prompt, bool dense)
         .model = m, .batch = batch, .steps = a->args->steps, .dense = dense, .once = true};
     const int64_t left = m->rope_table.shape[0] - dms_bench_decode_tokens(&o, repetitions);
     dms_bench_point p;
-    result r = {.bench = "sweep", .unit = "tok/s", .scale = 1, .share = -1, .point = &p};
+    dms_bench_result r = {.bench = "sweep", .unit = "tok/s", .scale = 1, .share = -1, .point = &p};
     o.prompt = prompt < left ? prompt : left;
     DMS_TRY(dms_bench_sweep_point(&p, &o, repetitions));
     snprintf(r.what, sizeof(r.what), "%s B=%d prompt=%" PRId64, dense ? "dense" : "freed", batch,
@@ -483,7 +444,7 @@ static dms_status bench_train(app *a)
     dms_status status = DMS_OK;
     dms_sample rate = {0};
     const double tokens = (double)(a->args->batch * a->args->context);
-    result r = {.bench = "train", .unit = "tok/s", .scale = 1};
+    dms_bench_result r = {.bench = "train", .unit = "tok/s", .scale = 1};
     DMS_TRY_OR(done, open_training(a, &t));
     for (int64_t i = -1; i < a->args->repetitions; i++) { /* the first packs and warms */
         double seconds;
@@ -567,20 +528,33 @@ static dms_status run(app *a)
     return DMS_OK;
 }
 
+/* The benchmarks that need no device. */
+static dms_status run_file(const arguments *o)
+{
+    const dms_bench_tokenizing_options texts = {.model = o->model,
+                                                .prose = o->prose,
+                                                .code = o->code,
+                                                .repetitions = (int)o->repetitions,
+                                                .json = o->json};
+    return strcmp(o->what, "open") ? dms_bench_tokenizing(&texts)
+                                   : dms_bench_opening(o->model, (int)o->repetitions, o->json);
+}
+
 int main(int argc, char **argv)
 {
     static const char program[] = "dms-bench";
     arguments args;
     app a = {.args = &args};
     dms_status status = parse(&args, argc, argv);
-    if (!status)
+    const bool opens = !strcmp(args.what, "open") || !strcmp(args.what, "tokenize");
+    if (!status && !opens)
         status = app_open(&a);
-    if (!status)
+    if (!status && !opens)
         status = check_lengths(&a);
     const bool usage = status == DMS_ERR_ARG; /* also values that this model cannot take */
     if (!status)
-        status = run(&a);
-    if (status == DMS_ERR_NOMEM)
+        status = opens ? run_file(&args) : run(&a);
+    if (status == DMS_ERR_NOMEM && !opens)
         dms_trail_note("lower --batch, --context, --prompt or the batches and prompts of a sweep");
     dms_model_file_close(a.file);
     if (a.device)

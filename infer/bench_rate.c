@@ -41,6 +41,14 @@ double dms_sample_best(const dms_sample *s)
     return best;
 }
 
+double dms_sample_least(const dms_sample *s)
+{
+    double least = s->n ? s->values[0] : 0;
+    for (int i = 1; i < s->n; i++)
+        least = s->values[i] < least ? s->values[i] : least;
+    return least;
+}
+
 double dms_bench_now(void)
 {
     struct timespec t;

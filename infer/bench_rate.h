@@ -16,7 +16,8 @@ void dms_sample_add(dms_sample *s, double value);
 double dms_sample_mean(const dms_sample *s);
 /* Of the repetitions, with n - 1; 0 for a single one. */
 double dms_sample_deviation(const dms_sample *s);
-double dms_sample_best(const dms_sample *s);
+double dms_sample_best(const dms_sample *s);  /* the largest: values are rates */
+double dms_sample_least(const dms_sample *s); /* the smallest; 0 without values */
 
 /* Seconds of a clock that only goes forward. */
 double dms_bench_now(void);

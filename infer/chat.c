@@ -3,46 +3,75 @@
 #include <ctype.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-/* System prompts that templates fall back to. Sources: the chat_template of
- * HuggingFaceTB/SmolLM2-*-Instruct, Qwen/Qwen2.5-*-Instruct, Qwen/Qwen2-*-Instruct,
- * Qwen/Qwen1.5-*-Chat. A later one may be part of an earlier one. */
-static const char *const default_systems[] = {
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
-    "You are a helpful assistant.",
-    "You are a helpful assistant",
-};
+#include "infer/chat_parts.h"
 
-/* What a Llama 3.1 or later template states before the date. Source: the chat_template of
- * meta-llama/Llama-3.1-8B-Instruct and Llama-3.2-3B-Instruct. */
-#define CUTTING_DATE "Cutting Knowledge Date: December 2023"
+/* A stretch of what somebody says. */
+typedef struct {
+    const char *text;
+    size_t n;
+} part;
 
-/* The Llama 3 templates trim what is said. */
-static const char *trim(const dms_chat *c, const char *text, size_t *n)
+static part whole(const char *text)
 {
-    *n = strlen(text);
-    if (c->format != DMS_CHAT_LLAMA3)
-        return text;
-    while (*n && isspace((unsigned char)text[*n - 1]))
-        --*n;
-    while (*n && isspace((unsigned char)*text)) {
-        text++;
-        --*n;
+    return (part){text, strlen(text)};
+}
+
+static part strip_left(part p, bool (*goes)(char))
+{
+    for (; p.n && goes(*p.text); p.n--)
+        p.text++;
+    return p;
+}
+
+static part strip_right(part p, bool (*goes)(char))
+{
+    while (p.n && goes(p.text[p.n - 1]))
+        p.n--;
+    return p;
+}
+
+static bool is_space(char c)
+{
+    return isspace((unsigned char)c);
+}
+
+static bool is_newline(char c)
+{
+    return c == '\n';
+}
+
+/* What stands before the first `mark`, or after the last one; p itself where there is none. */
+static part before_first(part p, const char *mark)
+{
+    const char *at = memmem(p.text, p.n, mark, strlen(mark));
+    return at ? (part){p.text, (size_t)(at - p.text)} : p;
+}
+
+static part after_last(part p, const char *mark)
+{
+    const size_t n = strlen(mark);
+    for (const char *at; (at = memmem(p.text, p.n, mark, n));) {
+        p.n -= (size_t)(at + n - p.text);
+        p.text = at + n;
     }
-    return text;
+    return p;
+}
+
+static dms_status append(dms_text *out, part p)
+{
+    return dms_text_append(out, p.text, p.n);
 }
 
 /* `before` and the text are read as one piece, as in a rendered conversation. */
-static dms_status say(const dms_chat *c, dms_tokens *out, const char *before, const char *text)
+static dms_status say(const dms_chat *c, dms_tokens *out, const char *before, part text)
 {
     dms_text all = {0};
     dms_status status = DMS_OK;
-    size_t n;
-    text = trim(c, text, &n);
-    DMS_TRY_OR(done, dms_text_append(&all, before, strlen(before)));
-    DMS_TRY_OR(done, dms_text_append(&all, text, n));
+    if (c->format == DMS_CHAT_LLAMA3) /* whose templates trim */
+        text = strip_left(strip_right(text, is_space), is_space);
+    DMS_TRY_OR(done, append(&all, whole(before)));
+    DMS_TRY_OR(done, append(&all, text));
     if (all.n)
         status = dms_tokenizer_encode(c->tokenizer, out, all.bytes, all.n, false);
 done:
@@ -59,141 +88,20 @@ static dms_status put(dms_tokens *out, int32_t id)
     return DMS_OK;
 }
 
-static dms_status unknown(const char *chat_template, const char *why)
+/* The header of a turn, and what is said in it or the first of it. */
+static dms_status turn(const dms_chat *c, dms_tokens *out, const char *role, part text)
 {
-    char start[81];
-    size_t n = strlen(chat_template);
-    n = n < sizeof(start) - 1 ? n : sizeof(start) - 1;
-    for (size_t i = 0; i < n; i++)
-        start[i] = isprint((unsigned char)chat_template[i]) ? chat_template[i] : ' ';
-    start[n] = 0;
-    return dms_fail(DMS_ERR_FORMAT,
-                    "the model's chat template is of no known format (ChatML, Llama 3): %s; it "
-                    "begins \"%s\"; use -p with the prompt as the model expects it",
-                    why, start);
-}
-
-/* What follows a header and its n newlines, each a newline or its escape in a string; or NULL. */
-static const char *after_header(const char *at, const char *header, int newlines)
-{
-    at += strlen(header);
-    for (int i = 0; i < newlines; i++) {
-        if (*at != '\n' && strncmp(at, "\\n", 2) != 0)
-            return NULL;
-        at += *at == '\n' ? 1 : 2;
+    char header[32];
+    if (c->format == DMS_CHAT_DEEPSEEK) {
+        DMS_TRY(put(out, strcmp(role, "user") ? c->opened : c->open));
+        return say(c, out, "", text);
     }
-    return at;
-}
-
-static bool is_quote(char c)
-{
-    return c == '\'' || c == '"';
-}
-
-/* True where the string that opens an answer is its header and nothing else. */
-static bool opens_answers(const char *chat_template, const char *header, int newlines)
-{
-    for (const char *at = chat_template; (at = strstr(at, header)); at++) {
-        const char *rest = after_header(at, header, newlines);
-        if (rest && is_quote(*rest))
-            return true;
-    }
-    return false;
-}
-
-/* The system message that the template writes out, or else names; false for an unknown one. */
-static bool find_system(dms_chat *c, const char *chat_template)
-{
-    static const char header[] = "<|im_start|>system";
-    const int n = (int)(sizeof(default_systems) / sizeof(*default_systems));
-    for (const char *at = chat_template; (at = strstr(at, header)); at++) {
-        const char *text = after_header(at, header, 1);
-        if (!text || is_quote(*text))
-            continue;
-        for (int i = 0; i < n && !c->system; i++) {
-            const size_t length = strlen(default_systems[i]);
-            if (!strncmp(text, default_systems[i], length) &&
-                !strncmp(text + length, "<|im_end|>", strlen("<|im_end|>")))
-                c->system = default_systems[i];
-        }
-        return c->system != NULL;
-    }
-    for (int i = 0; i < n && !c->system; i++)
-        if (strstr(chat_template, default_systems[i]))
-            c->system = default_systems[i];
-    return true;
-}
-
-static dms_status read_chatml(dms_chat *c, const char *chat_template)
-{
-    c->format = DMS_CHAT_CHATML;
-    c->open = dms_tokenizer_find(c->tokenizer, "<|im_start|>");
-    c->end = dms_tokenizer_find(c->tokenizer, "<|im_end|>");
-    if (!opens_answers(chat_template, "<|im_start|>assistant", 1))
-        return unknown(chat_template, "ChatML, but answers do not open with their header alone");
-    if (strstr(chat_template, "strftime_now"))
-        return unknown(chat_template, "ChatML, but with dates");
-    if (!find_system(c, chat_template))
-        return unknown(chat_template, "ChatML, but with a system message of its own");
-    return DMS_OK;
-}
-
-/* In English, whatever the locale. */
-static dms_status write_today(dms_chat *c)
-{
-    static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
-                                     "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-    const time_t now = time(NULL);
-    struct tm day;
-    if (!localtime_r(&now, &day))
-        return dms_fail(DMS_ERR_ARG, "the clock says no date that a chat could begin with");
-    snprintf(c->date, sizeof(c->date), "%02d %s %d", day.tm_mday, months[day.tm_mon],
-             day.tm_year + 1900);
-    return DMS_OK;
-}
-
-static dms_status read_llama3(dms_chat *c, const char *chat_template)
-{
-    c->format = DMS_CHAT_LLAMA3;
-    c->begin = dms_tokenizer_find(c->tokenizer, "<|begin_of_text|>");
-    c->open = dms_tokenizer_find(c->tokenizer, "<|start_header_id|>");
-    c->opened = dms_tokenizer_find(c->tokenizer, "<|end_header_id|>");
-    c->end = dms_tokenizer_find(c->tokenizer, "<|eot_id|>");
-    if (!opens_answers(chat_template, "<|start_header_id|>assistant<|end_header_id|>", 2))
-        return unknown(chat_template, "Llama 3, but answers do not open with their header alone");
-    if (strstr(chat_template, CUTTING_DATE) && strstr(chat_template, "date_string"))
-        return write_today(c);
-    if (strstr(chat_template, "Knowledge Date") || strstr(chat_template, "date_string"))
-        return unknown(chat_template, "Llama 3, but with other dates");
-    return DMS_OK;
-}
-
-dms_status dms_chat_recognise(dms_chat *out, dms_tokenizer *tokenizer, const char *chat_template)
-{
-    dms_chat c = {.tokenizer = tokenizer, .begin = -1, .opened = -1};
-    if (!chat_template)
-        return dms_fail(DMS_ERR_FORMAT,
-                        "the model has no chat template: it is no instruction-tuned "
-                        "model, or its files lack it; use -p");
-    if (strstr(chat_template, "<|im_start|>"))
-        DMS_TRY(read_chatml(&c, chat_template));
-    else if (strstr(chat_template, "<|start_header_id|>"))
-        DMS_TRY(read_llama3(&c, chat_template));
-    else
-        return unknown(chat_template, "it has the headers of neither");
-    if (c.open < 0 || c.end < 0 || (c.format == DMS_CHAT_LLAMA3 && (c.begin < 0 || c.opened < 0)))
-        return dms_fail(DMS_ERR_FORMAT, "the chat template uses tokens that the tokenizer lacks");
-    *out = c;
-    return DMS_OK;
-}
-
-/* The header of a turn and what is said in it. */
-static dms_status turn(const dms_chat *c, dms_tokens *out, const char *role, const char *text)
-{
     DMS_TRY(put(out, c->open));
-    if (c->format == DMS_CHAT_CHATML)
-        return say(c, out, role, text);
-    DMS_TRY(say(c, out, role, ""));
+    if (c->format == DMS_CHAT_CHATML) {
+        snprintf(header, sizeof(header), "%s\n", role);
+        return say(c, out, header, text);
+    }
+    DMS_TRY(say(c, out, role, whole("")));
     DMS_TRY(put(out, c->opened));
     return say(c, out, "\n\n", text);
 }
@@ -201,23 +109,27 @@ static dms_status turn(const dms_chat *c, dms_tokens *out, const char *role, con
 dms_status dms_chat_end_answer(const dms_chat *chat, dms_tokens *out)
 {
     DMS_TRY(put(out, chat->end));
-    return chat->format == DMS_CHAT_CHATML ? say(chat, out, "\n", "") : DMS_OK;
+    return chat->format == DMS_CHAT_CHATML ? say(chat, out, "\n", whole("")) : DMS_OK;
 }
 
-static const char *role(const dms_chat *c, const char *chatml, const char *llama)
+static dms_status open_answer(const dms_chat *c, dms_tokens *out)
 {
-    return c->format == DMS_CHAT_CHATML ? chatml : llama;
+    const bool skips = c->can_skip_thinking && c->skip_thinking;
+    return turn(c, out, "assistant",
+                whole(skips               ? "<think>\n\n</think>\n\n"
+                      : c->opens_thinking ? "<think>\n"
+                                          : ""));
 }
 
 /* Llama 3.1 and later open every conversation with a system turn that begins with dates. */
 static dms_status dated_system(const dms_chat *c, dms_tokens *out, const char *system)
 {
-    char dates[sizeof("\n\n" CUTTING_DATE "\nToday Date: \n\n") + sizeof(c->date)];
-    snprintf(dates, sizeof(dates), "\n\n" CUTTING_DATE "\nToday Date: %s\n\n", c->date);
+    char dates[sizeof("\n\n" DMS_CHAT_CUTTING_DATE "\nToday Date: \n\n") + sizeof(c->date)];
+    snprintf(dates, sizeof(dates), "\n\n" DMS_CHAT_CUTTING_DATE "\nToday Date: %s\n\n", c->date);
     DMS_TRY(put(out, c->open));
-    DMS_TRY(say(c, out, "system", ""));
+    DMS_TRY(say(c, out, "system", whole("")));
     DMS_TRY(put(out, c->opened));
-    DMS_TRY(say(c, out, dates, system ? system : ""));
+    DMS_TRY(say(c, out, dates, whole(system ? system : "")));
     return put(out, c->end);
 }
 
@@ -230,13 +142,119 @@ dms_status dms_chat_begin(const dms_chat *chat, dms_tokens *out, const char *sys
         return dated_system(chat, out, system);
     if (!system)
         return DMS_OK;
-    DMS_TRY(turn(chat, out, role(chat, "system\n", "system"), system));
+    if (chat->format == DMS_CHAT_DEEPSEEK)
+        return say(chat, out, "", whole(system));
+    DMS_TRY(turn(chat, out, "system", whole(system)));
     return dms_chat_end_answer(chat, out);
 }
 
 dms_status dms_chat_ask(const dms_chat *chat, dms_tokens *out, const char *text)
 {
-    DMS_TRY(turn(chat, out, role(chat, "user\n", "user"), text));
-    DMS_TRY(dms_chat_end_answer(chat, out));
-    return turn(chat, out, role(chat, "assistant\n", "assistant"), "");
+    DMS_TRY(turn(chat, out, "user", whole(text)));
+    if (chat->format != DMS_CHAT_DEEPSEEK)
+        DMS_TRY(dms_chat_end_answer(chat, out));
+    return open_answer(chat, out);
+}
+
+/* ---- whole conversations -------------------------------------------------------------------- */
+
+/* Qwen3's last question: the last user message that is no answer of a tool; n - 1 without one. */
+static size_t last_question(const dms_message *m, size_t n)
+{
+    static const char start[] = "<tool_response>", stop[] = "</tool_response>";
+    for (size_t i = n; i-- > 0;) {
+        const part p = whole(m[i].content);
+        const bool tool = p.n >= strlen(start) && !memcmp(p.text, start, strlen(start)) &&
+                          p.n >= strlen(stop) &&
+                          !memcmp(p.text + p.n - strlen(stop), stop, strlen(stop));
+        if (!strcmp(m[i].role, "user") && !tool)
+            return i;
+    }
+    return n - 1;
+}
+
+/* Writes an answer to `said` as Qwen3's template does. `after`: it follows the last question. */
+static dms_status answer_of_qwen3(dms_text *said, const dms_message *m, bool after, bool last)
+{
+    part content = whole(m->content), reasoning = whole(m->reasoning ? m->reasoning : "");
+    if (!m->reasoning && strstr(m->content, "</think>")) {
+        reasoning = strip_right(before_first(content, "</think>"), is_newline);
+        reasoning = strip_left(after_last(reasoning, "<think>"), is_newline);
+        content = strip_left(after_last(content, "</think>"), is_newline);
+    }
+    if (!after || (!last && !reasoning.n))
+        return append(said, content);
+    DMS_TRY(append(said, whole("<think>\n")));
+    DMS_TRY(append(said, strip_left(strip_right(reasoning, is_newline), is_newline)));
+    DMS_TRY(append(said, whole("\n</think>\n\n")));
+    return append(said, strip_left(content, is_newline));
+}
+
+static dms_status render_answer(const dms_chat *c, dms_tokens *out, const dms_message *m,
+                                bool after, bool last)
+{
+    dms_text said = {0};
+    dms_status status = DMS_OK;
+    if (!c->drops_reasoning)
+        DMS_TRY_OR(done, append(&said, whole(m->content)));
+    else if (c->format == DMS_CHAT_DEEPSEEK)
+        DMS_TRY_OR(done, append(&said, after_last(whole(m->content), "</think>")));
+    else
+        DMS_TRY_OR(done, answer_of_qwen3(&said, m, after, last));
+    DMS_TRY_OR(done, turn(c, out, "assistant", (part){said.bytes, said.n}));
+    status = dms_chat_end_answer(c, out);
+done:
+    dms_text_free(&said);
+    return status;
+}
+
+static bool is_role(const dms_message *m, const char *role)
+{
+    return !strcmp(m->role, role);
+}
+
+static dms_status check_roles(const dms_message *m, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!is_role(&m[i], "system") && !is_role(&m[i], "user") && !is_role(&m[i], "assistant"))
+            return dms_fail(
+                DMS_ERR_ARG,
+                "message %zu has the role \"%.64s\", expected system, user or assistant", i,
+                m[i].role);
+    return DMS_OK;
+}
+
+/* The system message that a conversation begins with, or NULL: the first of all messages; DeepSeek
+ * takes the last system message from wherever it is. */
+static const char *find_system(const dms_chat *c, const dms_message *m, size_t n)
+{
+    if (c->format != DMS_CHAT_DEEPSEEK)
+        return n && is_role(&m[0], "system") ? m[0].content : NULL;
+    while (n-- > 0)
+        if (is_role(&m[n], "system"))
+            return m[n].content;
+    return NULL;
+}
+
+/* `question`: the last one. */
+static dms_status render_one(const dms_chat *c, dms_tokens *out, const dms_message *m, size_t n,
+                             size_t i, size_t question)
+{
+    if (is_role(&m[i], "assistant"))
+        return render_answer(c, out, &m[i], i > question, i + 1 == n);
+    if (is_role(&m[i], "system") && (i == 0 || c->format == DMS_CHAT_DEEPSEEK))
+        return DMS_OK; /* said at the beginning */
+    DMS_TRY(turn(c, out, m[i].role, whole(m[i].content)));
+    return c->format == DMS_CHAT_DEEPSEEK ? DMS_OK : dms_chat_end_answer(c, out);
+}
+
+dms_status dms_chat_render(const dms_chat *chat, dms_tokens *out, const dms_message *messages,
+                           size_t n, bool answer)
+{
+    DMS_TRY(check_roles(messages, n));
+    DMS_TRY(dms_chat_begin(chat, out, find_system(chat, messages, n)));
+    const size_t question = last_question(messages, n);
+    for (size_t i = 0; i < n; i++)
+        DMS_TRY(render_one(chat, out, messages, n, i, question));
+    return answer ? open_answer(chat, out) : DMS_OK;
 }

@@ -45,11 +45,12 @@ static dms_status append(void *context, const int32_t *ids, int64_t n, bool *sto
     return DMS_OK;
 }
 
-static dms_status read_document(destination *d, dms_corpus *corpus, dms_encoder *encoder)
+static dms_status read_document(destination *d, dms_corpus *corpus, const char *name,
+                                dms_encoder *encoder)
 {
     bool stop;
     const dms_stream_options *o = d->options;
-    DMS_TRY(dms_encoder_run(encoder, corpus, &(dms_id_sink){append, d}));
+    DMS_TRY(dms_encoder_run(encoder, corpus, name, &(dms_id_sink){append, d}));
     if (o->end_of_text < 0 || is_full(d->out, o))
         return DMS_OK;
     return append(d, &o->end_of_text, 1, &stop);
@@ -67,7 +68,7 @@ static dms_status read_text(dms_tokens *out, const char *path, const dms_stream_
     DMS_TRY(dms_corpus_open(&corpus, path));
     DMS_TRY_OR(done, dms_corpus_next(corpus, &name));
     while (name && !is_full(out, o)) {
-        DMS_TRY_OR(done, read_document(&d, corpus, &encoder));
+        DMS_TRY_OR(done, read_document(&d, corpus, name, &encoder));
         DMS_TRY_OR(done, dms_corpus_next(corpus, &name));
     }
 done:

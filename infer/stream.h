@@ -5,7 +5,8 @@
 #include "data/tokenizer.h"
 
 typedef struct {
-    const char *const *paths; /* [n_paths]: token shards, text (plain or gzip) or folders of text */
+    const char *const
+        *paths; /* [n_paths]: token shards, text (plain, gzip, JSON Lines) or folders */
     int n_paths;
     dms_tokenizer *tokenizer; /* for text, and to recognise foreign shards; NULL: shards only */
     int32_t end_of_text;      /* put after each document of text; -1: nothing */

@@ -32,6 +32,7 @@ static const char llama3_1_template[] =
     "{{- \"<|start_header_id|>system<|end_header_id|>\\n\\n\" }}\n"
     "{{- \"Cutting Knowledge Date: December 2023\\n\" }}\n"
     "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n"
+    "{{- '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}\n"
     "        {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}\n"
     "{%- if add_generation_prompt %}\n"
     "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n";
@@ -319,7 +320,13 @@ Test(chat, names_a_template_that_it_does_not_know)
          "{{ '<|im_start|>assistant\\n' }}",
          "a system message of its own"},
         {"{{ strftime_now('%d %B %Y') }}{{ '<|im_start|>assistant\\n' }}", "with dates"},
-        {"Knowledge Date: May 2025 {{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+        {"{{- message['content'] | trim }}{{ '<|im_start|>assistant\\n' }}", "text trimmed"},
+        {"{{ message.reasoning_content }}{{ '<|im_start|>assistant\\n' }}", "rules for reasoning"},
+        {"{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}", "not trimmed"},
+        {"{{ '<\uFF5CAssistant\uFF5C>' }} {{ thinking }}", "a later one than R1"},
+        {"{{ '<\uFF5CAssistant\uFF5C>' }}", "with other turns"},
+        {"message['content'] | trim Knowledge Date: May 2025 {{ "
+         "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
          "other dates"},
         {"{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n<think>' }}",
          "answers do not open"},

@@ -204,3 +204,120 @@ Test(corpus, a_pipe_gives_all_its_bytes)
     cr_assert(n == 10 && !strcmp(text, "whole text"), "%zu bytes: %s", n, text);
     dms_corpus_close(c);
 }
+
+Test(corpus, each_line_of_json_lines_is_a_document)
+{
+    static const char lines[] = "{\"text\": \"one\\nline\"}\r\n"
+                                "\n"
+                                "{\"id\": 7, \"text\": \"a\\u0000b\"}\n"
+                                "  \n"
+                                "{\"text\": \"\"}\n"
+                                "{\"text\": \"\\u00e9 last\"}"; /* no newline at the end */
+    char path[256];
+    dms_text got = {0};
+    put_plain("x.jsonl", lines, sizeof(lines) - 1);
+    put_gzip("y.ndjson.gz", lines, sizeof(lines) - 1);
+    put_plain("z.txt", "{\"text\": 1}", 11); /* the name decides */
+    for (size_t chunk = 1; chunk < 12; chunk++) {
+        must(read_all(in_folder(path, "x.jsonl"), &got, chunk));
+        cr_expect(got.n == 23 && !memcmp(got.bytes, "one\nline|a\0b||\u00e9 last|", 22), "%.*s",
+                  (int)got.n, got.bytes);
+    }
+    must(read_all(in_folder(path, "y.ndjson.gz"), &got, 100));
+    cr_expect(got.n == 23 && !memcmp(got.bytes, "one\nline|a\0b||\u00e9 last|", 22));
+    must(read_all(folder, &got, 100));
+    cr_expect_eq(got.n, 22 + 22 + 12 + 1);
+    dms_text_free(&got);
+}
+
+Test(corpus, names_a_line_by_its_file_and_number_and_gives_its_messages)
+{
+    char path[256], text[64];
+    const char *name;
+    size_t n;
+    dms_corpus *c;
+    static const char lines[] =
+        "{\"text\": \"a\"}\n\n{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}, "
+        "{\"role\": \"assistant\", \"content\": \"Ho\", \"reasoning_content\": \"hm\"}]}\n";
+    put_plain("x.jsonl", lines, sizeof(lines) - 1);
+    must(dms_corpus_open(&c, in_folder(path, "x.jsonl")));
+    must(dms_corpus_next(c, &name));
+    cr_expect_null(dms_corpus_messages(c, &n));
+    must(dms_corpus_next(c, &name));
+    cr_expect(name && strstr(name, "x.jsonl, line 3"));
+    const dms_message *m = dms_corpus_messages(c, &n);
+    cr_assert(m && n == 2);
+    cr_expect(!strcmp(m[0].role, "user") && !strcmp(m[0].content, "Hi") && !m[0].reasoning);
+    cr_expect(!strcmp(m[1].content, "Ho") && !strcmp(m[1].reasoning, "hm"));
+    must(dms_corpus_read(c, text, sizeof(text), &n));
+    cr_expect_eq(n, 0);
+    must(dms_corpus_next(c, &name));
+    cr_expect_null(name);
+    dms_corpus_close(c);
+}
+
+Test(corpus, names_file_and_line_of_what_is_no_document)
+{
+#define MESSAGE(rest) "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, " rest "]}"
+    static const struct {
+        const char *line, *message;
+    } cases[] = {
+        {"{\"text\": \"a\"", "line 2, column"},
+        {"\xff", "line 2, column"},
+        {"[1]", "line 2: it is an array, expected an object"},
+        {"{\"content\": \"a\"}", "none of the keys \"text\" and \"messages\""},
+        {"{\"text\": \"a\", \"messages\": []}", "both of the keys"},
+        {"{\"text\": 7}", "\"text\" is a number, expected a string"},
+        {"{\"messages\": {}}", "\"messages\" is an object, expected an array"},
+        {"{\"messages\": []}", "\"messages\" is an array, expected an array of one message"},
+        {MESSAGE("7"), "messages[1].role is missing"},
+        {MESSAGE("{\"role\": \"tool\", \"content\": \"a\"}"), "messages[1].role is \"tool\""},
+        {MESSAGE("{\"role\": \"user\"}"), "messages[1].content is missing, expected a string"},
+        {MESSAGE("{\"role\": \"user\", \"content\": [\"a\"]}"), "messages[1].content is an array"},
+        {MESSAGE("{\"role\": \"user\", \"content\": \"\\u0000\"}"), "holds a NUL character"},
+        {MESSAGE("{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [{}]}"),
+         "messages[1] has tool_calls"},
+    };
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        char path[256], text[512];
+        dms_text got = {0};
+        const int n = snprintf(text, sizeof(text), "{\"text\": \"good\"}\n%s\n", cases[i].line);
+        put_plain("bad.jsonl", text, (size_t)n);
+        cr_expect_eq(read_all(in_folder(path, "bad.jsonl"), &got, 100), DMS_ERR_FORMAT, "%s",
+                     cases[i].line);
+        cr_expect(strstr(dms_error_text(), "bad.jsonl, line 2") &&
+                      strstr(dms_error_text(), cases[i].message),
+                  "%s: %s", cases[i].line, dms_error_text());
+        dms_text_free(&got);
+    }
+}
+
+Test(corpus, reads_lines_longer_than_its_buffers_but_no_endless_one)
+{
+    char path[256];
+    const size_t n = 9 << 20;
+    char *text = malloc(n);
+    dms_text got = {0};
+    cr_assert(text);
+    memset(text, 'x', n);
+    memcpy(text, "{\"text\": \"", 10);
+    memcpy(text + 200000, "\"}\n{\"text\": \"", 13);
+    memcpy(text + 300000, "\"}\n", 3);
+    put_plain("long.jsonl", text, 300003);
+    must(read_all(in_folder(path, "long.jsonl"), &got, 1 << 20));
+    cr_expect_eq(got.n, (200000 - 10 + 1) + (300000 - 200013 + 1) + 1);
+    for (size_t end = 65534; end < 65540; end++) { /* it is read by 65536 bytes */
+        memset(text, 'x', n);
+        memcpy(text, "{\"text\": \"", 10);
+        memcpy(text + end - 2, "\"}\n{\"text\": \"\"}", 15);
+        put_plain("edge.jsonl", text, end + 13);
+        must(read_all(in_folder(path, "edge.jsonl"), &got, 1 << 20));
+        cr_expect_eq(got.n, end - 12 + 3);
+    }
+    memset(text, 'x', n);
+    put_gzip("endless.jsonl", text, n);
+    cr_expect_eq(read_all(in_folder(path, "endless.jsonl"), &got, 100), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "line 1 is longer than 8 MiB"), "%s", dms_error_text());
+    free(text);
+    dms_text_free(&got);
+}

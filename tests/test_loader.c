@@ -285,7 +285,7 @@ Test(loader, has_no_next_token_only_where_the_stream_ends)
         const char *path = in_folder("x.tok");
         dms_loader *l;
         put_shard(path, 0, n, VOCAB);
-        must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 5, 2, 0, false, false}));
+        must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 5, 2, 0, false, false, NULL}));
         must(dms_loader_read(l, 0, 0, 2, ids, next));
         for (int i = 0; i < 10; i++)
             cr_expect_eq(next[i], i + 1 < n ? token(i + 1, VOCAB) : -1);
@@ -355,20 +355,21 @@ Test(loader, says_how_much_data_a_step_needs)
     const char *path = in_folder("x.tok");
     dms_loader *l;
     put_shard(path, 0, 99, VOCAB);
-    cr_expect_eq(dms_loader_open(&l, &(dms_loader_options){&path, 1, 10, 10, 0, true, false}),
+    cr_expect_eq(dms_loader_open(&l, &(dms_loader_options){&path, 1, 10, 10, 0, true, false, NULL}),
                  DMS_ERR_ARG);
     cr_expect(strstr(dms_error_text(),
                      "x.tok: 99 tokens, but one step of 10 sequences of 10 tokens "
                      "takes 100; add text"),
               "%s", dms_error_text());
-    must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 10, 9, 0, true, false}));
+    must(dms_loader_open(&l, &(dms_loader_options){&path, 1, 10, 9, 0, true, false, NULL}));
     dms_loader_close(l);
 }
 
 Test(loader, refuses_wrong_options_and_shards_that_do_not_belong_together)
 {
     const char *paths[] = {in_folder("a.tok"), in_folder("b.tok"), in_folder("none.tok")};
-    const dms_loader_options good = {paths, 1, 5, 2, 0, true, false};
+    const dms_loader_options good = {
+        .shards = paths, .n_shards = 1, .context = 5, .sequences = 2, .shuffled = true};
     dms_loader_options o;
     dms_loader *l;
     int32_t ids[64];
@@ -391,4 +392,106 @@ Test(loader, refuses_wrong_options_and_shards_that_do_not_belong_together)
     cr_expect_eq(dms_loader_read(l, 0, INT64_MAX, 1, ids, NULL), DMS_ERR_ARG);
     dms_loader_close(l);
     dms_loader_close(NULL);
+}
+
+/* Three shards of 40, 100 and 12 contexts whose tokens tell the shard (id / 1000) and the context.
+ */
+static dms_loader *open_blend(const double *weights, uint64_t seed)
+{
+    static const int contexts[] = {40, 100, 12};
+    const char *paths[] = {in_folder("a.tok"), in_folder("b.tok"), in_folder("c.tok")};
+    dms_loader *l;
+    for (int i = 0; i < 3; i++) {
+        dms_shard_writer *w;
+        must(dms_shard_writer_open(&w, paths[i], 4000, 42));
+        for (int t = 0; t < 4 * contexts[i] + 3; t++)
+            must(dms_shard_writer_append(w, &(int32_t){1000 * i + t}, 1));
+        must(dms_shard_writer_commit(w));
+        dms_shard_writer_close(w);
+    }
+    must(dms_loader_open(&l, &(dms_loader_options){.shards = paths,
+                                                   .n_shards = 3,
+                                                   .context = 4,
+                                                   .sequences = 8,
+                                                   .seed = seed,
+                                                   .shuffled = true,
+                                                   .weights = weights}));
+    return l;
+}
+
+Test(loader, blends_shards_by_weight_and_shows_each_context_of_a_shard_before_any_again)
+{
+    static const double weights[] = {1, 2, 5};
+    dms_loader *l = open_blend(weights, 7);
+    int drawn[3] = {0}, seen[3][100] = {{0}};
+    cr_expect_eq(dms_loader_contexts(l), 152);
+    for (int64_t step = 0; step < 256; step++) { /* two blocks of 1024 */
+        int32_t ids[8 * 4], next[8 * 4];
+        must(dms_loader_read(l, step, 0, 8, ids, next));
+        for (int s = 0; s < 8; s++) {
+            const int shard = ids[4 * s] / 1000, context = ids[4 * s] % 1000 / 4;
+            drawn[shard]++;
+            seen[shard][context]++;
+            for (int t = 0; t < 4; t++)
+                cr_assert_eq(next[4 * s + t],
+                             ids[4 * s] + t + 1); /* three tokens follow the last */
+        }
+        if (step == 127)
+            cr_expect(drawn[0] == 128 && drawn[1] == 256 && drawn[2] == 640, "%d %d %d", drawn[0],
+                      drawn[1], drawn[2]);
+    }
+    cr_expect(drawn[0] == 256 && drawn[1] == 512 && drawn[2] == 1280);
+    static const int n[] = {40, 100, 12};
+    for (int i = 0; i < 3; i++)
+        for (int c = 0; c < n[i]; c++)
+            cr_expect(seen[i][c] == drawn[i] / n[i] || seen[i][c] == drawn[i] / n[i] + 1,
+                      "shard %d, context %d: %d times", i, c, seen[i][c]);
+    dms_loader_close(l);
+}
+
+Test(loader, blends_the_same_wherever_it_begins_and_otherwise_with_another_seed)
+{
+    static const double weights[] = {0.3, 0.3, 1e-6};
+    dms_loader *l = open_blend(weights, 7), *again = open_blend(weights, 7);
+    dms_loader *other = open_blend(weights, 8);
+    int differs = 0, rare = 0;
+    for (int64_t step = 200; step-- > 0;) { /* backwards, in parts */
+        int32_t a[8 * 4], b[8 * 4], c[8 * 4];
+        must(dms_loader_read(l, step, 0, 8, a, NULL));
+        for (int64_t s = 0; s < 8; s += 2)
+            must(dms_loader_read(again, step, s, 2, b + 4 * s, NULL));
+        must(dms_loader_read(other, step, 0, 8, c, NULL));
+        cr_assert(!memcmp(a, b, sizeof(a)), "step %lld", (long long)step);
+        differs += memcmp(a, c, sizeof(a)) != 0;
+        for (int s = 0; s < 8 && step < 128; s++)
+            rare += a[4 * s] >= 2000;
+    }
+    cr_expect(differs > 190);
+    cr_expect_eq(rare, 1, "a weight near 0 is one sequence of 1024, not %d", rare);
+    dms_loader_close(l);
+    dms_loader_close(again);
+    dms_loader_close(other);
+}
+
+Test(loader, refuses_a_blend_that_cannot_be)
+{
+    const char *paths[] = {in_folder("a.tok"), in_folder("b.tok")};
+    double weights[] = {1, 0};
+    dms_loader_options o = {.shards = paths,
+                            .n_shards = 2,
+                            .context = 5,
+                            .sequences = 2,
+                            .shuffled = true,
+                            .weights = weights};
+    dms_loader *l;
+    put_shard(paths[0], 0, 50, 100);
+    put_shard(paths[1], 0, 4, 100);
+    cr_expect_eq(dms_loader_open(&l, &o), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "b.tok has the weight 0"), "%s", dms_error_text());
+    weights[1] = 1;
+    cr_expect_eq(dms_loader_open(&l, &o), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "b.tok: 4 tokens, but one"), "%s", dms_error_text());
+    o.shuffled = false;
+    cr_expect_eq(dms_loader_open(&l, &o), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "must be shuffled"), "%s", dms_error_text());
 }

@@ -70,6 +70,28 @@ Test(recipe, takes_overrides_from_the_command_line)
     cr_assert_eq(r.run.seed, 0);
 }
 
+Test(recipe, takes_weights_for_the_shards_of_a_blend)
+{
+    dms_recipe r, again;
+    char *text = NULL;
+    size_t length = 0;
+    must(read_text(&r, whole));
+    must(dms_recipe_set(&r, "data.weights=3,0.5"));
+    must(dms_recipe_check(&r));
+    FILE *out = open_memstream(&text, &length);
+    must(dms_recipe_write(&r, out));
+    fclose(out);
+    must(read_text(&again, text));
+    cr_expect(again.data.weights.n == 2 && again.data.weights.value[0] == 3 &&
+              again.data.weights.value[1] == 0.5);
+    must(dms_recipe_set(&r, "data.weights=3"));
+    cr_expect_eq(dms_recipe_check(&r), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "data.weights has 1 numbers"), "%s", dms_error_text());
+    cr_expect_eq(dms_recipe_set(&r, "data.weights=3,0"), DMS_ERR_ARG);
+    cr_expect(strstr(dms_error_text(), "data.weights is \"0\""), "%s", dms_error_text());
+    free(text);
+}
+
 /* What the file says, and what the message must contain. */
 static const struct {
     const char *text, *message;

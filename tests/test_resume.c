@@ -244,9 +244,12 @@ Test(resume, refuses_a_corrupt_checkpoint_and_another_teacher)
 
 Test(resume, refuses_a_recipe_that_would_change_the_run)
 {
-    static const char *const changes[][2] = {{"window: 6", "window: 7"}, {"batch: 2", "batch: 4"}};
+    static const char *const changes[][2] = {{"window: 6", "window: 7"},
+                                             {"batch: 2", "batch: 4"},
+                                             {"context: 32", "context: 32, weights: [2]"}};
     static const char *const messages[] = {"dms.window is 7, but the run in .* began with 6",
-                                           "run.batch is 4, but the run in .* began with 2"};
+                                           "run.batch is 4, but the run in .* began with 2",
+                                           "data.weights are not those that the run"};
     const char *folder = make_folder();
     char command[2400];
     write_config(folder);

@@ -469,62 +469,82 @@ Test(tokenizer, takes_one_endless_word_in_time_that_grows_with_its_length)
     }
 }
 
+static const struct {
+    const char *patch, *message;
+} unsupported[] = {
+    {"{\"model\":3}", "model is a number"},
+    {"{\"model\":{\"type\":\"WordPiece\"}}", "model.type is \"WordPiece\""},
+    {"{\"model\":{\"vocab\":[]}}", "model.vocab is an array"},
+    {"{\"model\":{\"vocab\":{}}}", "vocabulary is empty"},
+    {"{\"model\":{\"vocab\":{\"a\":-1}}}", "\"a\" has id -1"},
+    {"{\"model\":{\"vocab\":{\"a\":\"b\"}}}", "the id of token \"a\" is a string"},
+    {"{\"model\":{\"vocab\":{\"a\":0,\"b\":0}}}", "id 0 is given to"},
+    {"{\"model\":{\"vocab\":{\"a\":2000000000}}}", "largest token id is 2000000000"},
+    {"{\"model\":{\"vocab\":{\"a\":9000000000}}}", "has id 9000000000"},
+    {"{\"model\":{\"merges\":{}}}", "model.merges is an object"},
+    {"{\"model\":{\"merges\":[\"a b\",7]}}", "model.merges[1] is a number"},
+    {"{\"model\":{\"merges\":[\"a b c\"]}}", "model.merges[0]"},
+    {"{\"model\":{\"merges\":[[\"a\"]]}}", "model.merges[0]"},
+    {"{\"model\":{\"merges\":[\"a zzz\"]}}", "joins \"zzz\" (second operand)"},
+    {"{\"model\":{\"merges\":[\"z z\"]}}", "makes \"zz\""},
+    {"{\"model\":{\"dropout\":0.1}}", "dropout"},
+    {"{\"model\":{\"unk_token\":\"nothing\"}}", "unk_token \"nothing\""},
+    {"{\"model\":{\"end_of_word_suffix\":\"</w>\"}}", "end_of_word_suffix"},
+    {"{\"model\":{\"ignore_merges\":1}}", "\"ignore_merges\" is a number"},
+    {"{\"normalizer\":{\"type\":\"Lowercase\"}}", "normalizer.type is \"Lowercase\""},
+    {"{\"normalizer\":[]}", "normalizer is an array"},
+    {"{\"pre_tokenizer\":null}", "the pre_tokenizer has no ByteLevel"},
+    {"{\"pre_tokenizer\":{}}", "pre_tokenizer.type is \"missing\""},
+    {"{\"pre_tokenizer\":{\"type\":\"Metaspace\"}}", "\"Metaspace\""},
+    {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[]}}", "no ByteLevel"},
+    {"{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"a\"}}}",
+     "\"content\" is missing"},
+    {"{\"normalizer\":{\"type\":\"Replace\",\"content\":\"a\"}}", "pattern.Regex is missing"},
+    {"{\"pre_tokenizer\":{\"type\":\"Digits\"}}", "no ByteLevel"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "pattern.String is empty"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
+     "\"Deleted\"}}",
+     "behavior is \"Deleted\""},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "regular expression \"(a\""},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\K+\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "\\K at character 1"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[b]]\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "a set within a set at character 2"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{2}+\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "+ after {n,m} at character 4"},
+    {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Metaspace\"}]}}",
+     "decoder has \"Metaspace\""},
+    {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Strip\"}]}}",
+     "\"Strip\" without Fuse"},
+    {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[]},\"pre_tokenizer\":null,"
+     "\"model\":{\"byte_fallback\":true,\"merges\":[]}}",
+     "the vocabulary has no \"<0x00>\""},
+    {"{\"decoder\":null}", "decoder.type"},
+    {"{\"added_tokens\":7}", "added_tokens is a number"},
+    {"{\"added_tokens\":[7]}", "added_tokens[0].content is missing"},
+    {"{\"added_tokens\":[{\"content\":\"<e>\"}]}", "token \"<e>\" is missing"},
+    {"{\"added_tokens\":[" ADDED("<e>", 3, "") "]}", "id 3 is given to"},
+    {"{\"added_tokens\":[" ADDED("a", 200, "") "]}", "\"a\" has id 200, but"},
+    {"{\"added_tokens\":[{\"id\":200,\"content\":\"<e>\",\"special\":\"yes\"}]}",
+     "\"special\" is a string"},
+};
+
 Test(tokenizer, names_the_key_it_does_not_support)
 {
-    static const struct {
-        const char *patch, *message;
-    } cases[] = {
-        {"{\"model\":3}", "model is a number"},
-        {"{\"model\":{\"type\":\"WordPiece\"}}", "model.type is \"WordPiece\""},
-        {"{\"model\":{\"vocab\":[]}}", "model.vocab is an array"},
-        {"{\"model\":{\"vocab\":{}}}", "vocabulary is empty"},
-        {"{\"model\":{\"vocab\":{\"a\":-1}}}", "\"a\" has id -1"},
-        {"{\"model\":{\"vocab\":{\"a\":\"b\"}}}", "the id of token \"a\" is a string"},
-        {"{\"model\":{\"vocab\":{\"a\":0,\"b\":0}}}", "id 0 is given to"},
-        {"{\"model\":{\"vocab\":{\"a\":2000000000}}}", "largest token id is 2000000000"},
-        {"{\"model\":{\"vocab\":{\"a\":9000000000}}}", "has id 9000000000"},
-        {"{\"model\":{\"merges\":{}}}", "model.merges is an object"},
-        {"{\"model\":{\"merges\":[\"a b\",7]}}", "model.merges[1] is a number"},
-        {"{\"model\":{\"merges\":[\"a b c\"]}}", "model.merges[0]"},
-        {"{\"model\":{\"merges\":[[\"a\"]]}}", "model.merges[0]"},
-        {"{\"model\":{\"merges\":[\"a zzz\"]}}", "joins \"zzz\" (second operand)"},
-        {"{\"model\":{\"merges\":[\"z z\"]}}", "makes \"zz\""},
-        {"{\"model\":{\"byte_fallback\":true}}", "byte_fallback"},
-        {"{\"model\":{\"dropout\":0.1}}", "dropout"},
-        {"{\"model\":{\"unk_token\":\"nothing\"}}", "unk_token \"nothing\""},
-        {"{\"model\":{\"end_of_word_suffix\":\"</w>\"}}", "end_of_word_suffix"},
-        {"{\"model\":{\"ignore_merges\":1}}", "\"ignore_merges\" is a number"},
-        {"{\"normalizer\":{\"type\":\"Lowercase\"}}", "normalizer.type is \"Lowercase\""},
-        {"{\"normalizer\":[]}", "normalizer is an array"},
-        {"{\"pre_tokenizer\":null}", "pre_tokenizer.type is \"missing\""},
-        {"{\"pre_tokenizer\":{\"type\":\"Metaspace\"}}", "\"Metaspace\""},
-        {"{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[]}}", "no ByteLevel"},
-        {"{\"pre_tokenizer\":{\"type\":\"Digits\"}}", "no ByteLevel"},
-        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"}}}",
-         "pattern.Regex is missing"},
-        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
-         "\"Removed\"}}",
-         "behavior is \"Removed\""},
-        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(a\"},\"behavior\":"
-         "\"Isolated\"}}",
-         "regular expression \"(a\""},
-        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"\\\\w+\"},\"behavior\":"
-         "\"Isolated\"}}",
-         "\\w at character 1"},
-        {"{\"decoder\":null}", "decoder.type"},
-        {"{\"added_tokens\":7}", "added_tokens is a number"},
-        {"{\"added_tokens\":[7]}", "added_tokens[0].content is missing"},
-        {"{\"added_tokens\":[{\"content\":\"<e>\"}]}", "token \"<e>\" is missing"},
-        {"{\"added_tokens\":[" ADDED("<e>", 3, "") "]}", "id 3 is given to"},
-        {"{\"added_tokens\":[" ADDED("a", 200, "") "]}", "\"a\" has id 200, but"},
-        {"{\"added_tokens\":[{\"id\":200,\"content\":\"<e>\",\"special\":\"yes\"}]}",
-         "\"special\" is a string"},
-    };
-    for (size_t i = 0; i < COUNT(cases); i++) {
+    for (size_t i = 0; i < COUNT(unsupported); i++) {
         dms_tokenizer *t = NULL;
-        cr_expect_eq(open_small(&t, cases[i].patch, ""), DMS_ERR_FORMAT, "%s", cases[i].patch);
-        cr_expect(strstr(dms_error_text(), cases[i].message) && strstr(dms_error_text(), "small"),
-                  "%s: %s", cases[i].patch, dms_error_text());
+        cr_expect_eq(open_small(&t, unsupported[i].patch, ""), DMS_ERR_FORMAT, "%s",
+                     unsupported[i].patch);
+        cr_expect(strstr(dms_error_text(), unsupported[i].message) &&
+                      strstr(dms_error_text(), "small"),
+                  "%s: %s", unsupported[i].patch, dms_error_text());
         cr_expect_null(t);
     }
 }

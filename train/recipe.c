@@ -46,14 +46,14 @@ dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
     if (!k)
         return dms_recipe_unknown(section, key);
     const char *value = assignment + used;
-    if (k->type != DMS_KEY_PATHS)
+    if (!dms_recipe_key_is_list(k))
         return dms_recipe_assign(recipe, k, value, false);
     for (bool append = false; value; append = true) {
         char item[DMS_PATH_SIZE];
         const char *comma = strchr(value, ',');
         const size_t length = comma ? (size_t)(comma - value) : strlen(value);
         if (!length || length >= sizeof(item))
-            return dms_fail(DMS_ERR_ARG, "%s.%s has a path of %zu characters, expected 1 to %zu",
+            return dms_fail(DMS_ERR_ARG, "%s.%s has an item of %zu characters, expected 1 to %zu",
                             section, key, length, sizeof(item) - 1);
         snprintf(item, sizeof(item), "%.*s", (int)length, value);
         DMS_TRY(dms_recipe_assign(recipe, k, item, append));
@@ -84,6 +84,11 @@ dms_status dms_recipe_check(const dms_recipe *r)
     if (!r->data.train.n)
         return dms_fail(DMS_ERR_ARG, "data.train is missing, expected token shards; make them with "
                                      "dms-tokenize");
+    if (r->data.weights.n && r->data.weights.n != r->data.train.n)
+        return dms_fail(DMS_ERR_ARG,
+                        "data.weights has %d numbers, expected one for each of the %d shards of "
+                        "data.train",
+                        r->data.weights.n, r->data.train.n);
     if (r->dms.gate == DMS_GATE_NONE)
         return dms_fail(DMS_ERR_ARG, "dms.gate is none, expected neuron or adapter");
     if (r->dms.window >= r->data.context)
@@ -119,6 +124,14 @@ static void write_paths(const dms_paths *paths, FILE *out)
     fputc(']', out);
 }
 
+static void write_weights(const dms_weights *weights, FILE *out)
+{
+    fputc('[', out);
+    for (int i = 0; i < weights->n; i++)
+        fprintf(out, "%s%.17g", i ? ", " : "", weights->value[i]);
+    fputc(']', out);
+}
+
 static void write_value(const dms_recipe *recipe, const dms_recipe_key *key, FILE *out)
 {
     const void *field = (const char *)recipe + key->offset;
@@ -128,6 +141,9 @@ static void write_value(const dms_recipe *recipe, const dms_recipe_key *key, FIL
         break;
     case DMS_KEY_PATHS:
         write_paths(field, out);
+        break;
+    case DMS_KEY_REALS:
+        write_weights(field, out);
         break;
     case DMS_KEY_WHOLE:
         fprintf(out, "%" PRId64, *(const int64_t *)field);
@@ -178,6 +194,21 @@ static void value_text(char *out, size_t size, const dms_recipe *recipe, const d
     }
 }
 
+/* A blend's shares decide which context comes when. */
+static dms_status check_weights(const dms_recipe *recipe, const dms_recipe *before)
+{
+    const dms_weights *now = &recipe->data.weights, *then = &before->data.weights;
+    bool same = now->n == then->n;
+    for (int i = 0; same && i < now->n; i++)
+        same = memcmp(&now->value[i], &then->value[i], sizeof(now->value[i])) == 0;
+    if (same)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_ARG,
+                    "data.weights are not those that the run in %s began with (its config.yaml); "
+                    "give them or another run.folder",
+                    recipe->run.folder);
+}
+
 dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *before)
 {
     static const char *const fixed[][2] = {
@@ -197,5 +228,5 @@ dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *befo
                         "run.folder",
                         key->section, key->key, now, recipe->run.folder, then);
     }
-    return DMS_OK;
+    return check_weights(recipe, before);
 }

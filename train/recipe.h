@@ -19,6 +19,11 @@ typedef struct {
     char path[DMS_MAX_SHARDS][DMS_PATH_SIZE];
 } dms_paths;
 
+typedef struct {
+    int n;
+    double value[DMS_MAX_SHARDS];
+} dms_weights;
+
 /* Fields carry the names of the YAML keys: section.key is section.key. A plain value: copying it
  * copies everything. */
 typedef struct {
@@ -27,6 +32,7 @@ typedef struct {
     } model;
     struct {
         dms_paths train;             /* token shards */
+        dms_weights weights;         /* of a blend of them, one each; none: one stream */
         char heldout[DMS_PATH_SIZE]; /* token shard; empty: no evaluation */
         int64_t context;             /* T */
     } data;

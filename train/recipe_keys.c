@@ -11,6 +11,7 @@
 static const dms_recipe_key keys[] = {
     {"model", "path", DMS_KEY_TEXT, AT(model.path), 0, 0, {0}},
     {"data", "train", DMS_KEY_PATHS, AT(data.train), 0, 0, {0}},
+    {"data", "weights", DMS_KEY_REALS, AT(data.weights), 1e-6, 1e6, {0}},
     {"data", "heldout", DMS_KEY_TEXT, AT(data.heldout), 0, 0, {0}},
     {"data", "context", DMS_KEY_WHOLE, AT(data.context), 2, 1 << 20, {0}},
     {"dms", "gate", DMS_KEY_CHOICE, AT(dms.gate), 0, 0, {"none", "neuron", "adapter"}},
@@ -161,6 +162,17 @@ static dms_status assign_path(dms_paths *field, const dms_recipe_key *key, const
     return DMS_OK;
 }
 
+static dms_status assign_weight(dms_weights *field, const dms_recipe_key *key, const char *value,
+                                bool append)
+{
+    const int at = append ? field->n : 0;
+    if (at == DMS_MAX_SHARDS)
+        return refuse(key, value, "at most 16 numbers");
+    DMS_TRY(assign_number(&field->value[at], key, value));
+    field->n = at + 1;
+    return DMS_OK;
+}
+
 dms_status dms_recipe_assign(dms_recipe *recipe, const dms_recipe_key *key, const char *value,
                              bool append)
 {
@@ -170,6 +182,8 @@ dms_status dms_recipe_assign(dms_recipe *recipe, const dms_recipe_key *key, cons
         return assign_text(field, key, value);
     case DMS_KEY_PATHS:
         return assign_path(field, key, value, append);
+    case DMS_KEY_REALS:
+        return assign_weight(field, key, value, append);
     case DMS_KEY_WHOLE:
     case DMS_KEY_REAL:
         return assign_number(field, key, value);

@@ -2,6 +2,7 @@
 #ifndef DMS_RECIPE_KEYS_H
 #define DMS_RECIPE_KEYS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "train/recipe.h"
@@ -9,6 +10,7 @@
 typedef enum {
     DMS_KEY_TEXT,  /* char[DMS_PATH_SIZE] */
     DMS_KEY_PATHS, /* dms_paths */
+    DMS_KEY_REALS, /* dms_weights, each in [low, high] */
     DMS_KEY_WHOLE, /* int64_t in [low, high] */
     DMS_KEY_REAL,  /* double in [low, high] */
     DMS_KEY_BOOL,  /* bool */
@@ -22,6 +24,12 @@ typedef struct {
     double low, high;
     const char *choices[5]; /* NULL ends them */
 } dms_recipe_key;
+
+/* Whether values are lists. */
+static inline bool dms_recipe_key_is_list(const dms_recipe_key *key)
+{
+    return key->type == DMS_KEY_PATHS || key->type == DMS_KEY_REALS;
+}
 
 /* All keys in the order of the struct. */
 const dms_recipe_key *dms_recipe_keys(size_t *n);

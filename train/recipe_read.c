@@ -101,7 +101,7 @@ static dms_status on_mapping_start(reader *r, bool *started)
 
 static dms_status on_list_start(reader *r)
 {
-    if (r->at != VALUE || r->key->type != DMS_KEY_PATHS)
+    if (r->at != VALUE || !dms_recipe_key_is_list(r->key))
         return dms_fail(DMS_ERR_ARG, "found a list in section %s, expected one value", r->section);
     r->listed = false;
     r->at = LIST;

@@ -10,6 +10,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/files.h"
+#include "checkpoints/huggingface.h"
 #include "kernels/bf16.h"
 
 static dms_status path_in(char out[DMS_PATH_SIZE], const char *folder, const char *name)
@@ -58,7 +59,8 @@ static dms_status put_recipe(dms_checkpoint_writer *w, const dms_recipe *recipe)
     if (!out)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's recipe");
     status = dms_recipe_write(recipe, out);
-    fclose(out);
+    if (fclose(out) && !status)
+        status = dms_fail(DMS_ERR_NOMEM, "no memory for the checkpoint's recipe");
     if (!status)
         status = dms_checkpoint_put_text(w, "run_config", text, length);
     free(text);
@@ -81,6 +83,11 @@ static dms_status put_texts(dms_checkpoint_writer *w, const dms_state *s, int64_
         DMS_TRY(dms_checkpoint_put_text(w, "tokenizer", tokenizer, length));
     if (template)
         DMS_TRY(dms_checkpoint_put_text(w, "chat_template", template, strlen(template)));
+    for (int i = 0; i < DMS_HF_CARRIED; i++) {
+        const char *text = dms_source_text(s->teacher, dms_hf_carried[i]);
+        if (text)
+            DMS_TRY(dms_checkpoint_put_text(w, dms_hf_carried[i], text, strlen(text)));
+    }
     DMS_TRY(dms_checkpoint_put_text(w, "teacher_hash", s->teacher_hash, strlen(s->teacher_hash)));
     DMS_TRY(put_recipe(w, s->recipe));
     dms_state_arithmetic(arithmetic, s->student);

@@ -151,6 +151,7 @@ static dms_status open_data(dms_trainer *t)
         paths[i] = r->data.train.path[i];
     const dms_loader_options options = {.shards = paths,
                                         .n_shards = r->data.train.n,
+                                        .weights = r->data.weights.n ? r->data.weights.value : NULL,
                                         .context = r->data.context,
                                         .sequences = sequences_a_step(r),
                                         .seed = (uint64_t)r->run.seed,

@@ -1,0 +1,235 @@
+/* Tokenizers of every kind of tokenizer.json: ids, texts and pieces of Hugging Face tokenizers,
+ * from small files that tests/tokenizers/make.py made with it. */
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "data/pattern.h"
+#include "data/pretokenizer.h"
+#include "data/splitter.h"
+#include "data/tokenizer.h"
+#include "data/utf8.h"
+#include "tests/rig.h"
+
+static const char *const kinds[] = {"qwen3",       "deepseek_r1_qwen", "deepseek_r1_llama",
+                                    "deepseek_v3", "llama2",           "characters",
+                                    "flags"};
+
+static FILE *open_file(const char *name, const char *tail)
+{
+    char path[1024];
+    snprintf(path, sizeof(path), DMS_SOURCE_DIR "/tests/tokenizers/%s%s", name, tail);
+    FILE *file = fopen(path, "rb");
+    cr_assert(file, "%s is missing", path);
+    return file;
+}
+
+static dms_tokenizer *open_kind(const char *kind)
+{
+    dms_tokenizer *t;
+    FILE *file = open_file(kind, ".json");
+    json_t *root = json_loadf(file, JSON_ALLOW_NUL, NULL);
+    char *json = json_dumps(root, JSON_COMPACT);
+    must(dms_tokenizer_open(&t, json, strlen(json), kind));
+    free(json);
+    json_decref(root);
+    fclose(file);
+    return t;
+}
+
+static bool same_text(const dms_text *got, const json_t *want)
+{
+    return got->n == json_string_length(want) &&
+           (got->n == 0 || memcmp(got->bytes, json_string_value(want), got->n) == 0);
+}
+
+static bool same_ids(const dms_tokens *got, const json_t *want)
+{
+    bool same = (size_t)got->n == json_array_size(want);
+    for (int64_t i = 0; same && i < got->n; i++)
+        same = got->ids[i] == json_integer_value(json_array_get(want, (size_t)i));
+    return same;
+}
+
+static void check_case(dms_tokenizer *t, const char *kind, const char *line)
+{
+    json_t *c = json_loads(line, JSON_ALLOW_NUL, NULL);
+    const json_t *text = json_object_get(c, "text");
+    dms_tokens ids = {0};
+    dms_text streamed = {0};
+    dms_decoder d = {.tokenizer = t};
+    must(dms_tokenizer_encode(t, &ids, json_string_value(text), json_string_length(text), true));
+    cr_expect(same_ids(&ids, json_object_get(c, "ids")), "%s: ids differ: %s", kind, line);
+    for (int64_t i = 0; i < ids.n; i++) {
+        must(dms_decoder_put(&d, &streamed, ids.ids[i]));
+        cr_assert(dms_utf8_valid(streamed.bytes, streamed.n) == streamed.n);
+    }
+    must(dms_decoder_end(&d, &streamed));
+    cr_expect(same_text(&streamed, json_object_get(c, "decoded")), "%s: text differs: %s\n%.*s",
+              kind, line, (int)streamed.n, streamed.bytes);
+    dms_tokens_free(&ids);
+    dms_text_free(&streamed);
+    json_decref(c);
+}
+
+Test(tokenizer_kinds, give_every_id_and_text_of_the_reference)
+{
+    for (size_t i = 0; i < COUNT(kinds); i++) {
+        char *line = NULL;
+        size_t room = 0, n = 0;
+        dms_tokenizer *t = open_kind(kinds[i]);
+        FILE *file = open_file(kinds[i], ".jsonl");
+        for (; getline(&line, &room, file) > 0; n++)
+            check_case(t, kinds[i], line);
+        cr_expect(n >= 100, "%s: only %zu cases", kinds[i], n);
+        free(line);
+        fclose(file);
+        dms_tokenizer_close(t);
+    }
+}
+
+typedef struct {
+    const json_t *want;
+    size_t n;
+    bool same;
+} pieces;
+
+static dms_status compare_piece(void *user, const char *text, size_t n)
+{
+    pieces *p = user;
+    const dms_text got = {(char *)text, n, n};
+    p->same &= same_text(&got, json_array_get(p->want, p->n++));
+    return DMS_OK;
+}
+
+Test(tokenizer_kinds, split_as_the_reference_does_with_each_behavior_and_expression)
+{
+    char *line = NULL;
+    size_t room = 0, n = 0;
+    FILE *file = open_file("pieces", ".jsonl");
+    for (; getline(&line, &room, file) > 0; n++) {
+        json_t *c = json_loads(line, JSON_ALLOW_NUL, NULL), *text = json_object_get(c, "text");
+        pieces got = {json_object_get(c, "pieces"), 0, true};
+        dms_pretokenizer *p;
+        must(dms_pretokenizer_open(&p, json_object_get(c, "pre_tokenizer"), "pieces.jsonl"));
+        must(dms_pretokenizer_run(p, &(dms_piece_sink){compare_piece, &got},
+                                  json_string_value(text), json_string_length(text)));
+        cr_expect(got.same && got.n == json_array_size(got.want), "%s", line);
+        dms_pretokenizer_close(p);
+        json_decref(c);
+    }
+    cr_expect(n > 300, "only %zu cases", n);
+    free(line);
+    fclose(file);
+}
+
+static uint32_t random_word(uint32_t *state)
+{
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 8;
+}
+
+static void append_code(dms_text *text, int32_t code)
+{
+    char bytes[4];
+    const size_t n = code < 0x80 ? 1 : code < 0x800 ? 2 : code < 0x10000 ? 3 : 4;
+    const int lead[] = {0, 0, 0xC0, 0xE0, 0xF0};
+    for (size_t i = n; i-- > 1; code >>= 6)
+        bytes[i] = (char)(0x80 | (code & 0x3F));
+    bytes[0] = (char)(lead[n] | code);
+    must(dms_text_append(text, bytes, n));
+}
+
+/* Characters that decide splits, and any others that PCRE2's version of Unicode
+ * knows: it is older than utf8proc's. */
+static void random_text(dms_text *text, uint32_t *state, dms_pattern *unknown)
+{
+    static const char *const parts[] = {"a",  "Z",      "'s", "'LL",    "'",    "'\u017f",
+                                        "1",  "\u00bd", " ",  " ",      "\n",   "\r",
+                                        "\t", "\u00a0", "!",  "_",      "word", "#",
+                                        "  ", "'re",    ".",  "\u3000", "\v",   "\xC2\x85"};
+    text->n = 0;
+    for (uint32_t n = random_word(state) % 40; n > 0; n--) {
+        if (random_word(state) % 4) {
+            const char *part = parts[random_word(state) % COUNT(parts)];
+            must(dms_text_append(text, part, strlen(part)));
+            continue;
+        }
+        const size_t before = text->n;
+        size_t start, end;
+        const int32_t code =
+            (int32_t)(random_word(state) % (random_word(state) % 2 ? 0x3000 : 0x20000));
+        append_code(text, code >= 0xD800 && code < 0xE000 ? 'a' : code);
+        must(dms_pattern_find(unknown, &start, &end, text->bytes, text->n, before));
+        text->n = start < text->n ? before : text->n;
+    }
+}
+
+static void check_splits(dms_splitter splitter, dms_pattern *pattern, const char *text, size_t n)
+{
+    for (size_t from = 0, start, end; from < n; from = end) {
+        must(dms_pattern_find(pattern, &start, &end, text, n, from));
+        const size_t got = dms_splitter_next(splitter, text, n, from);
+        cr_assert(start == from && got == end, "splitter %d at byte %zu of \"%.*s\": %zu, not %zu",
+                  (int)splitter, from, (int)n, text, got, end);
+    }
+}
+
+static void read_file(dms_text *text, const char *name)
+{
+    char path[1024];
+    snprintf(path, sizeof(path), DMS_SOURCE_DIR "/%s", name);
+    FILE *file = fopen(path, "rb");
+    cr_assert(file, "%s is missing", path);
+    text->n = 0;
+    must(dms_text_reserve(text, 1 << 20));
+    text->n = fread(text->bytes, 1, 1 << 20, file);
+    fclose(file);
+}
+
+/* The scanners against the expressions themselves, on random text and on this project's. */
+Test(tokenizer_kinds, scanners_split_as_their_expressions_do)
+{
+    static const char *const files[] = {"README.md", "data/splitter.c", "tests/tokenizers/make.py"};
+    uint32_t state = 5;
+    dms_text text = {0};
+    dms_pattern *unknown;
+    must(dms_pattern_open(&unknown, "\\p{Cn}", 6, "test"));
+    for (int s = DMS_SPLIT_GPT2; s <= DMS_SPLIT_QWEN2; s++) {
+        dms_pattern *pattern;
+        const char *regex = dms_splitter_regex((dms_splitter)s);
+        must(dms_pattern_open(&pattern, regex, strlen(regex), "test"));
+        cr_expect_eq(dms_splitter_recognise(regex, strlen(regex)), (dms_splitter)s);
+        for (int round = 0; round < 20000; round++) {
+            random_text(&text, &state, unknown);
+            check_splits((dms_splitter)s, pattern, text.bytes, text.n);
+        }
+        for (size_t i = 0; i < COUNT(files); i++) {
+            read_file(&text, files[i]);
+            check_splits((dms_splitter)s, pattern, text.bytes, text.n);
+        }
+        dms_pattern_close(pattern);
+    }
+    cr_expect_eq(dms_splitter_recognise("\\p{L}+", 6), DMS_SPLIT_UNKNOWN);
+    dms_pattern_close(unknown);
+    dms_text_free(&text);
+}
+
+Test(tokenizer_kinds, a_text_that_goes_on_keeps_the_space_that_a_beginning_loses)
+{
+    dms_tokenizer *t = open_kind("llama2");
+    for (int within = 0; within < 2; within++) {
+        dms_tokens ids = {0};
+        dms_text text = {0};
+        dms_decoder d = {.tokenizer = t, .within = within};
+        must(dms_tokenizer_encode(t, &ids, "the day", 7, true));
+        for (int64_t i = 0; i < ids.n; i++)
+            must(dms_decoder_put(&d, &text, ids.ids[i]));
+        must(dms_decoder_end(&d, &text));
+        must(dms_text_append(&text, "", 1));
+        cr_expect_str_eq(text.bytes, within ? " the day" : "the day");
+        dms_tokens_free(&ids);
+        dms_text_free(&text);
+    }
+    dms_tokenizer_close(t);
+}
