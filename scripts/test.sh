@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs every test: installs what is missing, builds build/test (optimised, warnings are errors, the CUDA
 # backend where there is a toolkit), build/sanitize (address and undefined-behaviour sanitizers) and
-# build/off (DMS_CUDA=OFF; the programs and what tests them), and runs them. Fails on a failing test, a
-# warning, a leak, or a test skipped without a reason; ends with a summary.
+# build/off (DMS_CUDA=OFF; the programs and what tests them), and runs them; then fuzzes each reader for
+# 15 seconds where there is clang (scripts/fuzz.sh). Fails on a failing test, a warning, a leak, a finding,
+# or a test skipped without a reason; ends with a summary.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$root"
@@ -68,6 +69,9 @@ targets="$(cd build/test && echo dms-*) test_status test_programs" build build/o
 run build/test
 CUDA_EMU_SCHED=rev run build/sanitize # in the other build the emulation goes forward
 run build/off -R '^(status|programs)$'
+fuzzed=0 # 15 seconds a reader, one reader a core
+scripts/fuzz.sh 15 || fuzzed=$?
+[ $fuzzed = 0 ] || [ $fuzzed = 77 ] || failures+=("fuzzing: a reader failed, see above")
 
 say "summary"
 summary build/test
