@@ -34,6 +34,7 @@ static const char help[] =
     "      --decode N         also run the first context through the freed cache: prefill, then\n"
     "                         N steps, from 2 (the first is not timed); the table then shows the\n"
     "                         cache's peak bytes and the speed of dense and dms\n"
+    "      --dms-shift 0|1    which token a decision governs: its own (FastDMS), the one before\n"
     "      --dtype auto|f32|bf16   weights (auto: bf16 where the hardware has it)\n"
     "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
     "      --seed N           of random policies, 0 to 9e15 (0)\n"
@@ -53,6 +54,7 @@ typedef struct {
     int n_paths;
     bool kld, json;
     int64_t context, sequences, batch, decode, threads, seed;
+    int64_t shift; /* -1 where not said */
 } arguments;
 
 /* A run over the freed cache. */
@@ -86,21 +88,28 @@ static double now_s(void)
 
 /* ---- arguments ------------------------------------------------------------------------------ */
 
-enum { TEACHER = 256, POLICIES, CONTEXT, SEQUENCES, BATCH, DECODE, DTYPE, DEVICE, THREADS, SEED };
+enum {
+    TEACHER = 256,
+    POLICIES,
+    CONTEXT,
+    SEQUENCES,
+    BATCH,
+    DECODE,
+    SHIFT,
+    DTYPE,
+    DEVICE,
+    THREADS,
+    SEED
+};
 
-static const struct option options[] = {{"teacher", 1, NULL, TEACHER},
-                                        {"policies", 1, NULL, POLICIES},
-                                        {"context", 1, NULL, CONTEXT},
-                                        {"sequences", 1, NULL, SEQUENCES},
-                                        {"batch", 1, NULL, BATCH},
-                                        {"decode", 1, NULL, DECODE},
-                                        {"dtype", 1, NULL, DTYPE},
-                                        {"device", 1, NULL, DEVICE},
-                                        {"threads", 1, NULL, THREADS},
-                                        {"seed", 1, NULL, SEED},
-                                        {"json", 0, NULL, 'j'},
-                                        {"help", 0, NULL, 'h'},
-                                        {NULL, 0, NULL, 0}};
+static const struct option options[] = {
+    {"teacher", 1, NULL, TEACHER}, {"policies", 1, NULL, POLICIES},
+    {"context", 1, NULL, CONTEXT}, {"sequences", 1, NULL, SEQUENCES},
+    {"batch", 1, NULL, BATCH},     {"decode", 1, NULL, DECODE},
+    {"dms-shift", 1, NULL, SHIFT}, {"dtype", 1, NULL, DTYPE},
+    {"device", 1, NULL, DEVICE},   {"threads", 1, NULL, THREADS},
+    {"seed", 1, NULL, SEED},       {"json", 0, NULL, 'j'},
+    {"help", 0, NULL, 'h'},        {NULL, 0, NULL, 0}};
 
 static dms_status take(arguments *a, int option, char *const *argv)
 {
@@ -112,6 +121,8 @@ static dms_status take(arguments *a, int option, char *const *argv)
     case POLICIES:
         a->policy_list = optarg;
         return DMS_OK;
+    case SHIFT:
+        return dms_program_number(&a->shift, "--dms-shift", 0, 1);
     case DTYPE:
         return dms_compute_from_name(&a->compute, optarg);
     case DEVICE:
@@ -140,7 +151,7 @@ static dms_status take(arguments *a, int option, char *const *argv)
 static dms_status parse(arguments *a, int argc, char **argv)
 {
     int option;
-    *a = (arguments){.device = "auto", .context = 512, .sequences = 32, .batch = 2};
+    *a = (arguments){.device = "auto", .context = 512, .sequences = 32, .batch = 2, .shift = -1};
     opterr = 0;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
@@ -188,6 +199,8 @@ static dms_status open_model(app *a, dms_model_file **out, const char *path, boo
                                 .compute = a->args->compute,
                                 .positions = a->args->context + a->args->decode,
                                 .without_gate = original,
+                                .shift_given = !original && a->args->shift >= 0,
+                                .shift = a->args->shift,
                                 .without_tokenizer = original};
     const dms_status status = dms_model_file_open(out, &o);
     if (status == DMS_ERR_ARG)

@@ -33,6 +33,7 @@ static const char help[] =
     "      --top-k N, --top-p X, --min-p X    filters, in this order after the temperature\n"
     "      --seed N          repeats a run, 0 to 9e15 (0)\n"
     "      --dense           evict nothing\n"
+    "      --dms-shift 0|1   which token a decision governs: its own (FastDMS), the one before\n"
     "      --kv f32|bf16     how the cache stores keys and values (f32)\n"
     "      --dtype auto|f32|bf16   weights (auto: bf16 where the hardware has it)\n"
     "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
@@ -45,6 +46,7 @@ typedef struct {
     const char *model, *prompt, *file, *system, *device;
     bool chat, dense, json;
     int64_t tokens, context, chunk, threads; /* context, chunk: 0 where not said */
+    int64_t shift;                           /* -1 where not said */
     dms_compute compute;
     dms_dtype kv;
     dms_sampler_options sampling;
@@ -107,19 +109,20 @@ enum {
     DENSE,
     KV,
     DTYPE,
+    SHIFT,
     DEVICE,
     THREADS,
     JSON
 };
 
 static const struct option options[] = {
-    {"prompt", 1, NULL, 'p'},  {"file", 1, NULL, 'f'},      {"tokens", 1, NULL, 'n'},
-    {"help", 0, NULL, 'h'},    {"chat", 0, NULL, CHAT},     {"system", 1, NULL, SYSTEM},
-    {"ctx", 1, NULL, CTX},     {"chunk", 1, NULL, CHUNK},   {"temp", 1, NULL, TEMP},
-    {"top-k", 1, NULL, TOP_K}, {"top-p", 1, NULL, TOP_P},   {"min-p", 1, NULL, MIN_P},
-    {"seed", 1, NULL, SEED},   {"dense", 0, NULL, DENSE},   {"kv", 1, NULL, KV},
-    {"dtype", 1, NULL, DTYPE}, {"device", 1, NULL, DEVICE}, {"threads", 1, NULL, THREADS},
-    {"json", 0, NULL, JSON},   {NULL, 0, NULL, 0}};
+    {"prompt", 1, NULL, 'p'},      {"file", 1, NULL, 'f'},    {"tokens", 1, NULL, 'n'},
+    {"help", 0, NULL, 'h'},        {"chat", 0, NULL, CHAT},   {"system", 1, NULL, SYSTEM},
+    {"ctx", 1, NULL, CTX},         {"chunk", 1, NULL, CHUNK}, {"temp", 1, NULL, TEMP},
+    {"top-k", 1, NULL, TOP_K},     {"top-p", 1, NULL, TOP_P}, {"min-p", 1, NULL, MIN_P},
+    {"seed", 1, NULL, SEED},       {"dense", 0, NULL, DENSE}, {"kv", 1, NULL, KV},
+    {"dms-shift", 1, NULL, SHIFT}, {"dtype", 1, NULL, DTYPE}, {"device", 1, NULL, DEVICE},
+    {"threads", 1, NULL, THREADS}, {"json", 0, NULL, JSON},   {NULL, 0, NULL, 0}};
 
 static dms_status parse_kv(dms_dtype *out, const char *text)
 {
@@ -181,6 +184,8 @@ static dms_status take(arguments *a, int option, char *const *argv)
         return DMS_OK;
     case KV:
         return parse_kv(&a->kv, optarg);
+    case SHIFT:
+        return dms_program_number(&a->shift, "--dms-shift", 0, 1);
     case DTYPE:
         return dms_compute_from_name(&a->compute, optarg);
     case DEVICE:
@@ -196,6 +201,7 @@ static dms_status parse(arguments *a, int argc, char **argv)
     int option;
     *a = (arguments){.device = "auto",
                      .compute = DMS_COMPUTE_AUTO,
+                     .shift = -1,
                      .tokens = 256,
                      .sampling = dms_sampler_defaults()};
     opterr = 0;
@@ -261,6 +267,8 @@ static dms_status app_open(app *a)
         dms_model_file_open(&a->file, &(dms_model_file_options){.path = args->model,
                                                                 .device = a->device,
                                                                 .compute = args->compute,
+                                                                .shift_given = args->shift >= 0,
+                                                                .shift = args->shift,
                                                                 .positions = args->context});
     if (status == DMS_ERR_ARG && args->context)
         dms_trail_note("--ctx is %" PRId64, args->context);
@@ -339,7 +347,8 @@ static void show(app *a, size_t from)
 /* One answer from the queue on. The last token stays in the queue, unless it ended the answer. */
 static dms_status answer(app *a, bool *ended)
 {
-    dms_decoder decoder = {.tokenizer = a->file->tokenizer, .skip_specials = true};
+    dms_decoder decoder = {
+        .tokenizer = a->file->tokenizer, .skip_specials = true, .within = !a->args->chat};
     const int64_t limit = a->file->model->rope_table.shape[0];
     a->new_tokens = 0;
     a->decode_s = 0;

@@ -25,17 +25,24 @@ dms_status dms_compute_from_name(dms_compute *out, const char *name)
 static dms_status read_gate(dms_gate *out, const dms_source *source,
                             const dms_model_file_options *options)
 {
-    double shift;
+    double shift = 1;
+    int rank;
+    int64_t shape[DMS_MAX_RANK];
+    const dms_reader reader = dms_source_reader(source);
     *out = dms_gate_defaults();
     if (options->without_gate)
         return DMS_OK;
     DMS_TRY(dms_gate_parse(out, dms_source_config(source)));
-    if (dms_source_number(source, "shift", &shift) && shift != 1)
+    const bool known = dms_source_number(source, "shift", &shift) && shift == 1;
+    if (shift != 1)
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: decisions govern the token %g back, expected 1: another convention",
                         options->path, shift);
+    if (known && options->shift_given && options->shift != 1)
+        return dms_fail(DMS_ERR_ARG, "--dms-shift is 0, but %s was trained with 1", options->path);
+    DMS_TRY(dms_gate_settle(out, options->shift_given ? options->shift : -1));
     if (out->kind != DMS_GATE_ADAPTER &&
-        dms_source_find(source, "model.layers.0.self_attn.dms_proj_alpha.weight"))
+        reader.find(source, "model.layers.0.self_attn.dms_proj_alpha.weight", &rank, shape))
         return dms_fail(DMS_ERR_FORMAT,
                         "%s has tensors dms_proj_alpha but its config does not say "
                         "dms_separate_alpha: true with a dms_window_size",

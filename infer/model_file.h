@@ -17,6 +17,8 @@ typedef struct {
     dms_compute compute;
     int64_t positions;      /* longest text, in tokens; 0: the model's own limit, at most 8192 */
     bool without_gate;      /* run a retrofitted model as if it had no gate */
+    bool shift_given;       /* the user said which token a decision governs: */
+    int64_t shift;          /* 1: the one before its own, 0: its own (dms_gate_settle) */
     bool without_tokenizer; /* for programs that see no text */
 } dms_model_file_options;
 

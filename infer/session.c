@@ -12,6 +12,7 @@ struct dms_session {
     dms_cache *cache;
     dms_tape *tape;
     dms_replay *replay;
+    dms_late *late;    /* NULL where the gate keeps the law's convention */
     dms_arena memory;  /* of the three tensors below */
     dms_tensor inputs; /* [3, rows], i32: token ids, positions, sequences */
     dms_tensor logits; /* [max_sequences, V] */
@@ -26,6 +27,11 @@ static dms_status append_and_attend(const dms_cached_context *c, dms_tensor *o,
     const dms_paged *paged = dms_cache_paged(c->cache);
     const int64_t tokens = dms_cols(rows->positions);
     const int n = (int)rows->sequences->shape[0];
+    dms_tensor handed;
+    if (z && c->late) {
+        DMS_TRY(dms_late_hand_on(&handed, c->late, rows, c->sequences, z));
+        z = &handed;
+    }
     if (tokens > 1)
         DMS_TRY(dms_cache_reserve(c->cache, c->sequences, n, tokens, rows->layer));
     DMS_TRY(dms_paged_append(paged, rows, &qkv[1]->value, &qkv[2]->value, z));
@@ -64,7 +70,7 @@ static dms_var *forward(dms_session *s, dms_tape *tape, const int32_t *sequences
     const dms_tensor positions = view(&s->inputs, s->rows, 2, n, tokens);
     const dms_tensor units = view(&s->inputs, 2 * s->rows, 1, n, 1);
     const dms_paged_rows rows = {&units, &positions, 0, prefill};
-    dms_cached_context context = {s->cache, sequences, &rows, s->options.dense};
+    dms_cached_context context = {s->cache, sequences, &rows, s->options.dense, s->late};
     const dms_pass pass = {.tape = tape,
                            .model = s->options.model,
                            .ids = &ids,
@@ -145,6 +151,18 @@ static dms_status open_cache(dms_session *s)
                                                .slab_bytes = o->slab_bytes});
 }
 
+static dms_status open_late(dms_session *s)
+{
+    const dms_session_options *o = &s->options;
+    if (!o->model->gate.own || o->dense)
+        return DMS_OK;
+    return dms_late_open(&s->late, &(dms_late_options){.device = o->model->device,
+                                                       .layers = o->model->config.layers,
+                                                       .sequences = o->max_sequences,
+                                                       .groups = o->model->config.kv_heads,
+                                                       .rows = s->rows});
+}
+
 static dms_status check_options(const dms_session_options *o)
 {
     const int64_t positions = o->model->rope_table.shape[0];
@@ -184,6 +202,7 @@ dms_status dms_session_open(dms_session **out, const dms_session_options *option
     DMS_TRY_OR(fail, open_buffers(s));
     DMS_TRY_OR(fail, open_tape(s));
     DMS_TRY_OR(fail, open_cache(s));
+    DMS_TRY_OR(fail, open_late(s));
     DMS_TRY_OR(fail, dms_replay_open(&s->replay, options->model->device, options->max_sequences));
     *out = s;
     return DMS_OK;
@@ -197,6 +216,7 @@ void dms_session_close(dms_session *session)
     if (!session)
         return;
     dms_replay_close(session->replay);
+    dms_late_close(session->late);
     dms_cache_close(session->cache);
     dms_tape_close(session->tape);
     dms_arena_close(&session->memory);

@@ -3,6 +3,7 @@
 #define DMS_SESSION_H
 
 #include "infer/cache.h"
+#include "infer/late.h"
 #include "model/transformer.h"
 
 typedef struct dms_session dms_session;
@@ -45,6 +46,7 @@ typedef struct {
     const int32_t *sequences;   /* [B], host */
     const dms_paged_rows *rows; /* the same on the device, with positions; layer is ignored */
     bool dense;                 /* z is ignored */
+    const dms_late *late;       /* where a decision governs its own token; else NULL */
 } dms_cached_context;
 /* The attention step over the cache: enters k and v, attends, and after chunks of several tokens
  * drops what has expired. On a tape that does not record. */

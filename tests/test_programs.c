@@ -183,6 +183,11 @@ Test(programs, other_programs_say_what_is_wrong)
         {"$BIN/dms-export absent --to hf -o x", FAILED, "absent"},
         {"$BIN/dms-export $FIX/tiny/llama --to what -o x", USAGE, "what"},
         {"$BIN/dms-export cut.gguf --to hf -o x", FAILED, "cut.gguf"},
+        {"$BIN/dms-export $FIX/tiny/llama --to hf --type q8_0 -o x", USAGE, "is for --to gguf"},
+        {"$BIN/dms-export $FIX/tiny/llama --to gguf --type stored -o x", USAGE,
+         "expects f32, f16, bf16 or q8_0"},
+        {"$BIN/dms-export $FIX/tiny/llama --to gguf --type what -o x", USAGE,
+         "or stored, and for gguf"},
         {"$BIN/dms-inspect absent", FAILED, "absent"},
         {"$BIN/dms-inspect noise.gguf", FAILED, "noise.gguf"},
         {"$BIN/dms-inspect", USAGE, ""},
@@ -199,14 +204,22 @@ Test(programs, other_programs_say_what_is_wrong)
 Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
 {
     static const expectation cases[] = {
-        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb 5x", USAGE, "--shard-gb is \"5x\""},
-        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb 1e7", USAGE, "up to 1e+06"},
-        {"$BIN/dms-export good.yaml --to hf -o x --shard-gb nan", USAGE, "--shard-gb"},
-        {"$BIN/dms-export good.yaml --to hf -o x --dtype f16", USAGE, "--dtype is \"f16\""},
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-size 5x", USAGE, "--shard-size is \"5x\""},
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-size 1e7GB", USAGE, "up to 1000TB"},
+        {"$BIN/dms-export good.yaml --to hf -o x --shard-size nan", USAGE, "--shard-size"},
+        {"$BIN/dms-export good.yaml --to hf -o x --type f8", USAGE, "type is \"f8\""},
+        {"$BIN/dms-export good.yaml --to hf -o x --compress", USAGE, "--compress is for"},
+        {"$BIN/dms-export good.yaml --to hf -o x --dms-shift 2", USAGE, "--dms-shift is \"2\""},
         {"$BIN/dms-export good.yaml --too hf", USAGE, "option --too"},
         {"$BIN/dms-inspect --what", USAGE, "option --what"},
         {"$BIN/dms-tokenize --what", USAGE, "option --what"},
         {"$BIN/dms-tokenize -q x", USAGE, "option -q"},
+        {"printf '{\"text\": \"a\"}\\n{\"text\": 1}\\n' >bad.jsonl;"
+         "$BIN/dms-tokenize $FIX/tiny/llama -o l.tok bad.jsonl",
+         FAILED, "bad.jsonl, line 2: \"text\" is a number, expected a string"},
+        {"printf '{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}]}' >chat.jsonl;"
+         "$BIN/dms-tokenize $FIX/tiny/llama --count chat.jsonl",
+         FAILED, "no chat template"},
         {"$BIN/dms-generate --what", USAGE, "option --what"},
         {"$BIN/dms-generate $FIX/tiny/llama -p x --device x", USAGE, "device is \"x\""},
         {"$BIN/dms-generate $FIX/tiny/llama -p x --dtype x", USAGE, "dtype is \"x\""},
@@ -223,6 +236,8 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --threads 1025", USAGE, "--threads"},
         {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --seed -1", USAGE, "--seed"},
         {"$BIN/dms-bench --what", USAGE, "option --what"},
+        {"$BIN/dms-bench $FIX/tiny/llama tokenize", USAGE, "expected --prose PATH or --code PATH"},
+        {"$BIN/dms-bench $FIX/tiny/llama tokenize --prose absent", FAILED, "absent: No such file"},
         {"$BIN/dms-bench $FIX/tiny/llama gemm --device x", USAGE, "device is \"x\""},
         {"$BIN/dms-bench $FIX/tiny/llama gemm --dtype x", USAGE, "dtype is \"x\""},
         {"$BIN/dms-bench $FIX/tiny/llama train --context 9999", USAGE, "--context is 9999"},
@@ -276,8 +291,8 @@ static void write_checkpoint(const char *name, int64_t master)
 Test(programs, a_master_of_another_size_than_its_weight_is_refused)
 {
     static const expectation cases[] = {
-        {"$BIN/dms-export right.h5 --to hf -o right --dtype f32", DONE, ""},
-        {"$BIN/dms-export large.h5 --to hf -o large --dtype f32", FAILED, "masters"},
+        {"$BIN/dms-export right.h5 --to hf -o right --type f32", DONE, ""},
+        {"$BIN/dms-export large.h5 --to hf -o large --type f32", FAILED, "masters"},
         {"test ! -e large", DONE, ""},
     };
     write_checkpoint("right.h5", 4);
