@@ -101,7 +101,7 @@ static void store64(uint8_t *at, uint64_t value)
         at[i] = (uint8_t)(value >> (8 * i));
 }
 
-static uint64_t load(const uint8_t *at, int bytes)
+uint64_t dms_little_endian(const uint8_t *at, int bytes)
 {
     uint64_t value = 0;
     while (bytes-- > 0)
@@ -171,7 +171,8 @@ static dms_status read_extents(dms_extents *e, const uint8_t *table, uint64_t co
 {
     uint64_t at = 0;
     for (uint64_t i = 0; i < count; i++) {
-        const uint64_t offset = load(table + 16 * i, 8), size = load(table + 16 * i + 8, 8);
+        const uint64_t offset = dms_little_endian(table + 16 * i, 8),
+                       size = dms_little_endian(table + 16 * i + 8, 8);
         if (offset < at || offset > body || size > body - offset)
             return dms_fail(DMS_ERR_FORMAT,
                             "%s: the extent of dataset %llu is impossible: the file "
@@ -192,9 +193,9 @@ dms_status dms_trailer_read(dms_extents *e, const dms_mapping *m, const char *pa
                         "%s (%zu bytes) is no complete checkpoint of dms.c: cut short, changed by "
                         "another program, or another HDF5 file",
                         path, m->size);
-    const uint64_t body = load(footer, 8), count = load(footer + 8, 8);
-    const uint32_t crc = (uint32_t)load(footer + CRC_AT, 4);
-    const uint64_t version = load(footer + 20, 4), rest = m->size - FOOTER;
+    const uint64_t body = dms_little_endian(footer, 8), count = dms_little_endian(footer + 8, 8);
+    const uint32_t crc = (uint32_t)dms_little_endian(footer + CRC_AT, 4);
+    const uint64_t version = dms_little_endian(footer + 20, 4), rest = m->size - FOOTER;
     if (version != 1)
         return dms_fail(DMS_ERR_FORMAT,
                         "%s has a trailer of version %llu, this program reads version 1: it was "

@@ -2,6 +2,7 @@
 #ifndef DMS_CHECKPOINT_FILE_H
 #define DMS_CHECKPOINT_FILE_H
 
+#define H5_USE_110_API /* later libraries give links another form */
 #include <hdf5.h>
 
 #include "checkpoints/checkpoint.h"
@@ -29,6 +30,9 @@ dms_status dms_trailer_write(int fd, const char *path, dms_extents *e);
 dms_status dms_trailer_read(dms_extents *e, const dms_mapping *m, const char *path);
 /* Whether this is exactly one of the extents. */
 bool dms_extents_have(const dms_extents *e, uint64_t offset, uint64_t size);
+
+/* The unsigned number of so many bytes, lowest first. */
+uint64_t dms_little_endian(const uint8_t *at, int bytes);
 
 /* CRC-32 of zlib over any number of bytes, started with 0. */
 uint32_t dms_crc32(uint32_t crc, const void *bytes, size_t n);

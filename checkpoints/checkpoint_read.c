@@ -3,7 +3,7 @@
 #include <sys/mman.h>
 
 #include "checkpoints/checkpoint_chunks.h"
-#include "checkpoints/checkpoint_file.h"
+#include "checkpoints/checkpoint_header.h"
 #include "checkpoints/source_build.h"
 
 typedef struct {
@@ -31,6 +31,7 @@ typedef struct {
     dms_checkpoint *c;
     const char *path;
     dms_extents extents;
+    dms_tensor_types types;
     bool no_memory; /* why the walk over the attributes stopped */
 } opening;
 
@@ -61,30 +62,14 @@ static bool read_crc(uint32_t *crc, hid_t set)
     return ok;
 }
 
-/* Where a dataset's bytes are; they must be one of the trailer's extents. */
-static bool place(const uint8_t **data, const opening *o, hid_t set, size_t bytes)
+/* Whether a dataset's bytes are one of the trailer's extents. */
+static bool place(const void **data, const opening *o, haddr_t offset, size_t bytes)
 {
-    const haddr_t offset = bytes ? H5Dget_offset(set) : 0;
     if (bytes &&
         (offset == HADDR_UNDEF || offset % 64 || !dms_extents_have(&o->extents, offset, bytes)))
         return false;
-    *data = o->c->map.bytes + offset;
+    *data = o->c->map.bytes + (bytes ? offset : 0);
     return true;
-}
-
-static bool read_type(dms_file_type *out, hid_t set)
-{
-    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_F16, DMS_FILE_BF16, DMS_FILE_I32};
-    const hid_t type = H5Dget_type(set);
-    bool found = false;
-    for (size_t i = 0; type >= 0 && !found && i < sizeof(types) / sizeof(*types); i++) {
-        const hid_t ours = dms_hdf5_type(types[i]);
-        found = H5Tequal(type, ours) > 0;
-        *out = types[i];
-        dms_hdf5_drop(ours);
-    }
-    dms_hdf5_drop(type);
-    return found;
 }
 
 /* Bytes of an element of such a type. */
@@ -95,19 +80,27 @@ static size_t element_bytes(dms_file_type type)
     return bytes;
 }
 
-static bool read_shape(dms_checkpoint_tensor *t, size_t *bytes, hid_t set)
+/* Takes a shape of rank 0 to 4 over, and the bytes that it makes. */
+static bool take_shape(dms_checkpoint_tensor *t, int rank, const hsize_t *dims)
+{
+    bool ok = rank >= 0 && rank <= 4;
+    t->bytes = element_bytes(t->type);
+    t->rank = rank;
+    for (int i = 0; ok && i < 4; i++) {
+        t->shape[i] = i < rank ? (int64_t)dims[i] : 1;
+        ok = t->shape[i] >= 0 && !__builtin_mul_overflow(t->bytes, (size_t)t->shape[i], &t->bytes);
+    }
+    return ok;
+}
+
+static bool read_shape(dms_checkpoint_tensor *t, hid_t set)
 {
     hsize_t dims[4];
     const hid_t space = H5Dget_space(set);
     const int rank = space < 0 ? -1 : H5Sget_simple_extent_ndims(space);
-    bool ok = rank >= 0 && rank <= 4 && H5Sget_simple_extent_dims(space, dims, NULL) >= 0;
+    const bool ok = rank >= 0 && rank <= 4 && H5Sget_simple_extent_dims(space, dims, NULL) >= 0 &&
+                    take_shape(t, rank, dims);
     dms_hdf5_drop(space);
-    *bytes = element_bytes(t->type);
-    t->rank = rank;
-    for (int i = 0; ok && i < 4; i++) {
-        t->shape[i] = i < rank ? (int64_t)dims[i] : 1;
-        ok = t->shape[i] >= 0 && !__builtin_mul_overflow(*bytes, (size_t)t->shape[i], bytes);
-    }
     return ok;
 }
 
@@ -189,31 +182,44 @@ static bool is_chunked(hid_t set)
     return chunked;
 }
 
-static dms_status add_tensor(opening *o, hid_t set, const char *group, const char *name)
+/* Through libhdf5: any tensor. */
+static dms_status read_tensor(dms_checkpoint_tensor *t, opening *o, hid_t set)
+{
+    if (!dms_tensor_types_find(&t->type, &o->types, set) || !read_shape(t, set))
+        return corrupt(o, "type or shape", t->name);
+    if (!read_crc(&t->crc, set))
+        return corrupt(o, "CRC", t->name);
+    if (is_chunked(set))
+        return inflate(t, o, set);
+    return place(&t->data, o, t->bytes ? H5Dget_offset(set) : 0, t->bytes)
+               ? DMS_OK
+               : corrupt(o, "place", t->name);
+}
+
+/* Past libhdf5: a contiguous tensor without fault. */
+static bool read_plain_tensor(dms_checkpoint_tensor *t, const opening *o, haddr_t address)
+{
+    dms_dataset_header h;
+    if (!dms_dataset_header_read(&h, &o->types, &o->c->map, address))
+        return false;
+    t->type = h.type;
+    t->crc = h.crc;
+    return take_shape(t, h.rank, h.shape) && place(&t->data, o, h.offset, t->bytes);
+}
+
+static dms_status add_tensor(opening *o, const dms_checkpoint_tensor *t, const char *group)
 {
     dms_checkpoint *c = o->c;
-    dms_checkpoint_tensor t = {.name = name};
-    if (!read_type(&t.type, set) || !read_shape(&t, &t.bytes, set))
-        return corrupt(o, "type or shape", name);
-    if (!read_crc(&t.crc, set))
-        return corrupt(o, "CRC", name);
-    if (is_chunked(set)) {
-        DMS_TRY(inflate(&t, o, set));
-    } else {
-        const uint8_t *data;
-        if (!place(&data, o, set, t.bytes))
-            return corrupt(o, "place", name);
-        t.data = data;
-    }
     dms_checkpoint_tensor *slot = grow((void **)&c->tensors, c->n_tensors, sizeof(*slot));
-    t.group = slot ? strdup(group) : NULL;
-    t.name = slot ? strdup(name) : NULL;
-    if (!t.group || !t.name) {
-        free((char *)(uintptr_t)t.group);
-        free((char *)(uintptr_t)t.name);
+    char *group_copy = slot ? strdup(group) : NULL, *name = slot ? strdup(t->name) : NULL;
+    if (!group_copy || !name) {
+        free(group_copy);
+        free(name);
         return dms_fail(DMS_ERR_NOMEM, "no memory for the tensors of %s", o->path);
     }
-    *slot = t;
+    *slot = *t;
+    slot->group = group_copy;
+    slot->name = name;
     c->n_tensors++;
     return DMS_OK;
 }
@@ -221,17 +227,17 @@ static dms_status add_tensor(opening *o, hid_t set, const char *group, const cha
 static dms_status add_text(opening *o, hid_t set, const char *name)
 {
     dms_checkpoint *c = o->c;
-    const uint8_t *data;
+    const void *data;
     uint32_t crc = 0;
     const hid_t type = H5Dget_type(set);
     const size_t bytes = type >= 0 && H5Tget_class(type) == H5T_STRING ? H5Tget_size(type) : 0;
     dms_hdf5_drop(type);
-    if (!bytes || !place(&data, o, set, bytes) || !read_crc(&crc, set))
+    if (!bytes || !place(&data, o, H5Dget_offset(set), bytes) || !read_crc(&crc, set))
         return corrupt(o, "place or CRC", name);
     if (dms_crc32(0, data, bytes) != crc)
         return dms_fail(DMS_ERR_FORMAT, "%s: CRC-32 of text %s is wrong: the file is corrupt",
                         o->path, name);
-    const size_t length = bytes == 1 && !data[0] ? 0 : bytes;
+    const size_t length = bytes == 1 && !*(const char *)data ? 0 : bytes;
     dms_source_note *note = grow((void **)&c->texts, c->n_texts, sizeof(*note));
     if (note) {
         c->n_texts++;
@@ -244,41 +250,62 @@ static dms_status add_text(opening *o, hid_t set, const char *name)
     return DMS_OK;
 }
 
-/* Calls `each` for all links of a group, in the order they were made. */
-static dms_status walk(opening *o, hid_t group, const char *group_name,
-                       dms_status (*each)(opening *o, hid_t group, const char *group_name,
-                                          const char *name))
+/* A link of a group. */
+typedef struct {
+    const char *name;
+    haddr_t address; /* of the object header; HADDR_UNDEF where only libhdf5 can tell */
+} linked;
+
+typedef dms_status visit_fn(opening *o, hid_t group, const char *group_name, const linked *at);
+
+/* A group while its links are visited. */
+typedef struct {
+    opening *o;
+    const char *group_name;
+    visit_fn *each;
+    dms_status status; /* why the walk stopped */
+} walking;
+
+static herr_t visit_link(hid_t group, const char *name, const H5L_info_t *info, void *context)
 {
-    H5G_info_t info;
-    char name[512];
-    if (group < 0 || H5Gget_info(group, &info) < 0)
-        return corrupt(o, "the list", group_name);
-    for (hsize_t i = 0; i < info.nlinks; i++) {
-        const ssize_t n = H5Lget_name_by_idx(group, ".", H5_INDEX_CRT_ORDER, H5_ITER_INC, i, name,
-                                             sizeof(name), H5P_DEFAULT);
-        if (n <= 0 || (size_t)n >= sizeof(name))
-            return corrupt(o, "a name", group_name);
-        DMS_TRY(each(o, group, group_name, name));
-    }
-    return DMS_OK;
+    walking *w = context;
+    const linked at = {name, info->type == H5L_TYPE_HARD ? info->u.address : HADDR_UNDEF};
+    w->status = *name && strlen(name) < 512 ? w->each(w->o, group, w->group_name, &at)
+                                            : corrupt(w->o, "a name", w->group_name);
+    return w->status ? -1 : 0;
 }
 
-static dms_status visit_dataset(opening *o, hid_t group, const char *group_name, const char *name)
+/* Calls `each` for all links of a group, in the order they were made. */
+static dms_status walk(opening *o, hid_t group, const char *group_name, visit_fn *each)
 {
-    const hid_t set = H5Dopen2(group, name, H5P_DEFAULT);
+    hsize_t at = 0;
+    walking w = {o, group_name, each, DMS_OK};
+    if (group >= 0 && H5Literate(group, H5_INDEX_CRT_ORDER, H5_ITER_INC, &at, visit_link, &w) >= 0)
+        return DMS_OK;
+    return w.status ? w.status : corrupt(o, "the list", group_name);
+}
+
+static dms_status visit_dataset(opening *o, hid_t group, const char *group_name, const linked *at)
+{
+    const bool text = !strcmp(group_name, "texts");
+    dms_checkpoint_tensor t = {.name = at->name};
+    if (!text && read_plain_tensor(&t, o, at->address))
+        return add_tensor(o, &t, group_name);
+    const hid_t set = H5Dopen2(group, at->name, H5P_DEFAULT);
     if (set < 0)
-        return corrupt(o, "the dataset", name);
-    const dms_status status =
-        strcmp(group_name, "texts") ? add_tensor(o, set, group_name, name) : add_text(o, set, name);
+        return corrupt(o, "the dataset", at->name);
+    dms_status status = text ? add_text(o, set, at->name) : read_tensor(&t, o, set);
     dms_hdf5_drop(set);
+    if (!status && !text)
+        status = add_tensor(o, &t, group_name);
     return status;
 }
 
-static dms_status visit_group(opening *o, hid_t root, const char *root_name, const char *name)
+static dms_status visit_group(opening *o, hid_t root, const char *root_name, const linked *at)
 {
     (void)root_name;
-    const hid_t group = H5Gopen2(root, name, H5P_DEFAULT);
-    const dms_status status = walk(o, group, name, visit_dataset);
+    const hid_t group = H5Gopen2(root, at->name, H5P_DEFAULT);
+    const dms_status status = walk(o, group, at->name, visit_dataset);
     dms_hdf5_drop(group);
     return status;
 }
@@ -345,7 +372,9 @@ static dms_status read_file(opening *o)
     if (file < 0)
         return dms_fail(DMS_ERR_FORMAT, "%s cannot be opened by HDF5: the file is corrupt",
                         o->path);
+    dms_tensor_types_make(&o->types);
     const dms_status status = read_all(o, file);
+    dms_tensor_types_drop(&o->types);
     H5Fclose(file);
     return status;
 }
@@ -490,10 +519,10 @@ dms_status dms_checkpoint_verify(const dms_checkpoint *c)
 
 /* As a source. */
 
-static dms_status show_texts(dms_source *s, const dms_checkpoint *c)
+static dms_status show_texts(dms_source *s, dms_checkpoint *c)
 {
     for (int i = 0; i < c->n_texts; i++) {
-        const dms_source_note *note = &c->texts[i];
+        dms_source_note *note = &c->texts[i];
         json_error_t error;
         if (!strcmp(note->name, "config")) {
             s->config = json_loadb(note->text, note->length, JSON_REJECT_DUPLICATES, &error);
@@ -503,8 +532,8 @@ static dms_status show_texts(dms_source *s, const dms_checkpoint *c)
             continue;
         }
         const bool tokenizer = !strcmp(note->name, "tokenizer");
-        DMS_TRY(dms_source_add_text(s, tokenizer ? DMS_NOTE_TOKENIZER : note->name, note->text,
-                                    note->length));
+        DMS_TRY(dms_source_take_text(s, tokenizer ? DMS_NOTE_TOKENIZER : note->name, &note->text,
+                                     note->length));
     }
     return DMS_OK;
 }

@@ -45,7 +45,7 @@ static dms_status keep_text(dms_source *s, const char *folder, const char *name,
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
     dms_status status = dms_text_read(&text, &length, path);
     if (!status && text)
-        status = dms_source_add_text(s, as, text, length);
+        status = dms_source_take_text(s, as, &text, length);
     free(text);
     free(path);
     return status;

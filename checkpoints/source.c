@@ -116,21 +116,29 @@ dms_status dms_source_add_tensor(dms_source *s, const dms_source_tensor *t)
     return DMS_OK;
 }
 
-dms_status dms_source_add_text(dms_source *s, const char *name, const char *text, size_t length)
+dms_status dms_source_take_text(dms_source *s, const char *name, char **text, size_t length)
 {
     dms_source_note *notes = realloc(s->notes, (size_t)(s->n_notes + 1) * sizeof(*notes));
     if (notes)
         s->notes = notes;
-    dms_source_note note = {notes ? strdup(name) : NULL, notes ? malloc(length + 1) : NULL, length};
-    if (!note.name || !note.text) {
-        free(note.name);
-        free(note.text);
+    const dms_source_note note = {notes ? strdup(name) : NULL, *text, length};
+    if (!note.name)
         return dms_fail(DMS_ERR_NOMEM, "no memory for text %s of %s", name, s->path);
-    }
-    memcpy(note.text, text, length);
-    note.text[length] = 0;
     s->notes[s->n_notes++] = note;
+    *text = NULL;
     return DMS_OK;
+}
+
+dms_status dms_source_add_text(dms_source *s, const char *name, const char *text, size_t length)
+{
+    char *copy = malloc(length + 1);
+    if (!copy)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for text %s of %s", name, s->path);
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    const dms_status status = dms_source_take_text(s, name, &copy, length);
+    free(copy);
+    return status;
 }
 
 dms_status dms_source_add_number(dms_source *s, const char *name, double value)

@@ -57,6 +57,8 @@ dms_status dms_source_adopt(dms_source *s, dms_mapping *m);
 dms_status dms_source_add_tensor(dms_source *s, const dms_source_tensor *t);
 /* Copies name and `length` bytes of text. */
 dms_status dms_source_add_text(dms_source *s, const char *name, const char *text, size_t length);
+/* Takes over *text instead, allocated and with a 0 at [length]; *text becomes NULL. */
+dms_status dms_source_take_text(dms_source *s, const char *name, char **text, size_t length);
 dms_status dms_source_add_number(dms_source *s, const char *name, double value);
 /* For readers that rename or permute after adding; NULL when absent. */
 dms_source_tensor *dms_source_entry(const dms_source *s, const char *name);

@@ -69,6 +69,10 @@ static void narrow_row(uint16_t *y, const float *x, int64_t n)
 /* Rows to bf16, most through one row of f32. */
 static void read_bf16(const row_view *v, uint16_t *dst, float *wide)
 {
+    if (v->t->info.type == DMS_FILE_Q8_0 && !v->head && !v->t->own_rows) {
+        dms_q8_0_to_bf16(dst, v->t->data, v->rows * v->cols);
+        return;
+    }
     for (int64_t r = 0; r < v->rows; r++, dst += v->cols) {
         dms_file_type type;
         const uint8_t *src = find_row(&type, v, r);

@@ -124,6 +124,31 @@ Test(gguf_types, q8_0_becomes_the_bf16_of_the_definition_for_every_scale_and_qua
     }
 }
 
+/* Large tensors are written past the caches; one block's scale is infinite. */
+Test(gguf_types, q8_0_of_a_large_tensor_becomes_the_bf16_of_its_f32)
+{
+    enum { LARGE = (1 << 13) + 5, PLACES = 2 };
+    uint32_t seed = 5;
+    const size_t n = (size_t)LARGE * 32;
+    uint8_t *x = malloc((size_t)LARGE * 34);
+    float *wide = malloc(n * sizeof(*wide));
+    uint16_t *y = aligned_alloc(64, (2 * n + 127) / 64 * 64);
+    cr_assert(x && wide && y);
+    for (size_t i = 0; i < (size_t)LARGE * 34; i++)
+        x[i] = (uint8_t)(i % 34 == 1 ? roll(&seed) >> 3 & 0x3b : roll(&seed) >> 5);
+    x[34 * 4000 + 1] = 0x7c;
+    x[34 * 4000] = 0;
+    dms_gguf_dequant(DMS_FILE_Q8_0)(wide, x, (int64_t)n);
+    for (size_t at = 0; at < PLACES; at++) { /* the second is not aligned */
+        dms_q8_0_to_bf16(y + at, x, (int64_t)n);
+        for (size_t i = 0; i < n; i++)
+            cr_assert_eq(y[at + i], dms_bf16_from_f32(wide[i]), "element %zu", i);
+    }
+    free(x);
+    free(wide);
+    free(y);
+}
+
 Test(gguf_types, q8_0_is_written_as_the_nearest_step_of_its_block)
 {
     uint32_t seed = 3;
