@@ -1,6 +1,7 @@
 /* dms-export: a model, retrofitted or not, as files that other programs load. */
 #include <getopt.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -225,6 +226,8 @@ static dms_status take(arguments *a, int option, char *const *argv)
         return DMS_OK;
     case 'o':
         a->output = optarg;
+        if (!*optarg)
+            return dms_fail(DMS_ERR_ARG, "--output is empty, expected a path");
         return DMS_OK;
     case 'd':
         a->q8_0 = !strcmp(optarg, "q8_0");
@@ -285,6 +288,7 @@ int main(int argc, char **argv)
     if (check(&a))
         return dms_program_refuse(program);
     a.input = argv[optind];
+    signal(SIGXFSZ, SIG_IGN); /* a file too large for the limit is a failure of its write */
     const dms_status status = export_all(&a);
     if (!status)
         printf("%s written to %s\n", a.to, a.output);
