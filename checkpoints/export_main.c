@@ -5,8 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "checkpoints/export.h"
+#include "checkpoints/files.h"
 #include "checkpoints/gguf_write.h"
 #include "checkpoints/huggingface.h"
 #include "checkpoints/nvidia.h"
@@ -181,16 +183,22 @@ static int format_of(const char *name)
     return -1;
 }
 
+/* Exports into one folder take turns: two to one name would write the same temporaries. */
 static dms_status export_all(const arguments *a)
 {
+    dms_status status = DMS_OK;
     dms_export *e = NULL;
     json_t *config = NULL;
-    DMS_TRY(dms_export_open(&e, a->input));
-    dms_status status = make_config(&config, e, a);
-    if (!status)
-        status = formats[format_of(a->to)].run(e, a, config);
+    int lock = -1;
+    DMS_TRY(dms_folder_lock(&lock, a->output));
+    DMS_TRY_OR(done, dms_export_open(&e, a->input));
+    DMS_TRY_OR(done, make_config(&config, e, a));
+    DMS_TRY_OR(done, formats[format_of(a->to)].run(e, a, config));
+done:
     json_decref(config);
     dms_export_close(e);
+    if (lock >= 0)
+        close(lock);
     return status;
 }
 

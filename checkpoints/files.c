@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -89,6 +90,18 @@ dms_status dms_text_read(char **out, size_t *length, const char *path)
     if (!text)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the text of %s", path);
     *out = text;
+    return DMS_OK;
+}
+
+dms_status dms_folder_lock(int *fd, const char *path)
+{
+    char *folder = dms_path_folder(path);
+    if (!folder)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    *fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    free(folder);
+    while (*fd >= 0 && flock(*fd, LOCK_EX) && errno == EINTR)
+        continue;
     return DMS_OK;
 }
 

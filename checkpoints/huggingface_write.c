@@ -200,11 +200,17 @@ static void remove_flat(const char *folder)
 
 typedef enum { ABSENT, EMPTY, MODEL, FOREIGN } target_kind;
 
-/* MODEL: has a config.json and nothing but files. */
+static bool ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), k = strlen(end);
+    return n >= k && !strcmp(name + n - k, end);
+}
+
+/* MODEL: has a config.json, safetensors and nothing but files. */
 static target_kind look_at(const char *folder)
 {
     struct stat st;
-    bool empty = true, config = false, nested = false;
+    bool empty = true, config = false, weights = false, nested = false;
     if (lstat(folder, &st))
         return errno == ENOENT ? ABSENT : FOREIGN;
     DIR *dir = S_ISDIR(st.st_mode) ? opendir(folder) : NULL;
@@ -215,10 +221,11 @@ static target_kind look_at(const char *folder)
             continue;
         empty = false;
         config |= !strcmp(e->d_name, "config.json");
+        weights |= ends_with(e->d_name, ".safetensors");
         nested |= fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) || S_ISDIR(st.st_mode);
     }
     closedir(dir);
-    return empty ? EMPTY : config && !nested ? MODEL : FOREIGN;
+    return empty ? EMPTY : config && weights && !nested ? MODEL : FOREIGN;
 }
 
 static dms_status check_target(const char *folder, bool force)

@@ -127,6 +127,27 @@ void dms_normalizer_close(dms_normalizer *z)
     free(z);
 }
 
+/* utf8proc orders a row of combining marks in time that grows with its square. No script has rows
+ * of more than a few. */
+static dms_status check_marks(const char *text, size_t n)
+{
+    enum { MOST = 1024 };
+    size_t row = 0;
+    int length;
+    if (n < MOST) /* a mark has two bytes or more */
+        return DMS_OK;
+    for (size_t at = 0; at < n; at += (size_t)length) {
+        const int32_t code = dms_utf8_code(text + at, &length);
+        row = utf8proc_get_property(code)->combining_class ? row + 1 : 0;
+        if (row > MOST)
+            return dms_fail(DMS_ERR_ARG,
+                            "the text has more than %d combining marks in a row, expected fewer: "
+                            "they cannot be normalised; remove them",
+                            MOST);
+    }
+    return DMS_OK;
+}
+
 static dms_status compose(dms_text *out, int form, const char *text, size_t n)
 {
     utf8proc_uint8_t *composed = NULL;
@@ -135,6 +156,7 @@ static dms_status compose(dms_text *out, int form, const char *text, size_t n)
                         "%zu bytes of text without an ASCII character, at most 1 GiB "
                         "can be normalised",
                         n);
+    DMS_TRY(check_marks(text, n));
     const utf8proc_ssize_t length = utf8proc_map(
         (const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n, &composed, (utf8proc_option_t)form);
     if (length < 0)
@@ -177,7 +199,18 @@ static dms_status apply_form(int form, dms_text *out, const char *text, size_t n
     return DMS_OK;
 }
 
-static dms_status apply_replace(step *s, dms_text *out, const char *text, size_t n)
+/* A tokenizer's Replace steps may multiply a text, but not without end. */
+static dms_status check_growth(const dms_text *out, size_t most)
+{
+    if (out->n <= most)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_FORMAT,
+                    "normalizer Replace makes a text more than four times and 64 MiB longer: the "
+                    "tokenizer is damaged");
+}
+
+/* most: what `out` may grow to. */
+static dms_status apply_replace(step *s, dms_text *out, const char *text, size_t n, size_t most)
 {
     size_t done = 0, from = 0, start, end;
     bool any = false;
@@ -189,6 +222,7 @@ static dms_status apply_replace(step *s, dms_text *out, const char *text, size_t
         if (end > start || !any || start > done) { /* as in data/pretokenizer.c */
             DMS_TRY(dms_text_append(out, text + done, start - done));
             DMS_TRY(dms_text_append(out, s->content.bytes, s->content.n));
+            DMS_TRY(check_growth(out, most));
             done = end;
         }
         any = true;
@@ -201,12 +235,12 @@ static dms_status apply_replace(step *s, dms_text *out, const char *text, size_t
     return dms_text_append(out, text + done, n - done);
 }
 
-static dms_status apply_one(step *s, dms_text *out, const char *text, size_t n)
+static dms_status apply_one(step *s, dms_text *out, const char *text, size_t n, size_t most)
 {
     if (s->kind == FORM)
         return apply_form(s->form, out, text, n);
     if (s->kind == REPLACE)
-        return apply_replace(s, out, text, n);
+        return apply_replace(s, out, text, n, most);
     if (n > 0)
         DMS_TRY(dms_text_append(out, s->content.bytes, s->content.n));
     return dms_text_append(out, text, n);
@@ -216,11 +250,12 @@ dms_status dms_normalizer_apply(dms_normalizer *z, dms_text *out, const char *te
 {
     if (z->n == 0)
         return dms_text_append(out, text, n);
+    const size_t grown = 4 * n + ((size_t)64 << 20);
     for (int i = 0; i < z->n; i++) {
         dms_text *made = i + 1 == z->n ? out : &z->scratch[i % 2];
         if (made != out)
             made->n = 0;
-        DMS_TRY(apply_one(&z->steps[i], made, text, n));
+        DMS_TRY(apply_one(&z->steps[i], made, text, n, made->n + grown));
         text = made->bytes;
         n = made->n;
     }

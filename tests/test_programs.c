@@ -185,6 +185,10 @@ Test(programs, other_programs_say_what_is_wrong)
         {"$BIN/dms-export cut.gguf --to hf -o x", FAILED, "cut.gguf"},
         {"$BIN/dms-export $FIX/tiny/llama --to hf --type q8_0 -o x", USAGE, "is for --to gguf"},
         {"$BIN/dms-export $FIX/tiny/llama --to hf -o ''", USAGE, "--output is empty"},
+        {"mkdir app; echo '{}' >app/config.json; touch app/keys;"
+         "$BIN/dms-export $FIX/tiny/llama --to hf -o app --force",
+         FAILED, "app exists and is no plain model folder"},
+        {"test -e app/keys", DONE, ""},
         {"ulimit -f 100; $BIN/dms-export $FIX/tiny/llama --to gguf --type f32 -o large.gguf",
          FAILED, "large.gguf"},
         {"$BIN/dms-export $FIX/tiny/llama --to gguf --type stored -o x", USAGE,
@@ -217,6 +221,9 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-inspect --what", USAGE, "option --what"},
         {"$BIN/dms-tokenize --what", USAGE, "option --what"},
         {"$BIN/dms-tokenize -q x", USAGE, "option -q"},
+        {"printf '\\314\\201\\314\\243%.0s' $(seq 1000) >marks.txt;"
+         "$BIN/dms-tokenize $FIX/tokenizers/qwen2/tokenizer.json --count marks.txt",
+         FAILED, "more than 1024 combining marks in a row"},
         {"printf '{\"text\": \"a\"}\\n{\"text\": 1}\\n' >bad.jsonl;"
          "$BIN/dms-tokenize $FIX/tiny/llama -o l.tok bad.jsonl",
          FAILED, "bad.jsonl, line 2: \"text\" is a number, expected a string"},
@@ -312,5 +319,19 @@ Test(programs, names_in_a_file_do_not_steer_the_terminal)
         {"! grep -q \"$(printf '\\033')\" names", DONE, ""},
     };
     write_checkpoint("right.h5", 4);
+    expect(cases, COUNT(cases));
+}
+
+/* Exports to one name take turns: each ends well, and the last one's file is there, whole. */
+Test(programs, exports_to_one_name_at_once_do_not_disturb_each_other)
+{
+    static const expectation cases[] = {
+        {"for k in hdf5 gguf hf; do for i in 1 2 3 4; do for t in bf16 f32; do"
+         " $BIN/dms-export $FIX/tiny/llama --to $k --type $t -o both.$k --force || echo bad "
+         ">>both.log &"
+         " done; done; done; wait; test ! -e both.log",
+         DONE, ""},
+        {"for k in hdf5 gguf hf; do $BIN/dms-inspect both.$k --verify || exit 1; done", DONE, ""},
+        {"ls | grep dms-", FAILED, ""}};
     expect(cases, COUNT(cases));
 }
