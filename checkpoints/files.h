@@ -29,7 +29,8 @@ bool dms_path_exists(const char *path);
  * and NULL. */
 dms_status dms_text_read(char **out, size_t *length, const char *path);
 /* Waits until no other process holds this lock of the folder that `path` lies in; it ends with
- * close(*fd), or the process. *fd is -1 where the folder cannot be locked: nothing is promised then.
+ * close(*fd), or the process. *fd is -1 where the folder cannot be locked: nothing is promised
+ * then.
  */
 dms_status dms_folder_lock(int *fd, const char *path);
 /* Makes a folder's entries durable. */
