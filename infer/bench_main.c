@@ -36,9 +36,9 @@ static const char help[] =
     "           memory is said so; prompts are cut to the model's positions. Not part of all\n"
     "  open     the file alone, in memory already: milliseconds to tensors that can be used, and\n"
     "           on one thread its matrices as bf16, beside writing memory. Not part of all\n"
-    "  tokenize 4 MB of --prose PATH and of --code PATH (files or folders of them), on one "
-    "thread;\n"
-    "           cold: by a tokenizer just opened; warm: the same text again. Not part of all\n"
+    "  tokenize 4 MB of --prose PATH and of --code PATH (files or folders of them), on one\n"
+    "           thread; cold: by a tokenizer just opened; warm: the same text again. Not part of\n"
+    "           all\n"
     "\n"
     "      --repetitions N   (3)\n"
     "      --batch N, --context N   of a training step (2, 512)\n"
@@ -48,6 +48,7 @@ static const char help[] =
     "      --no-replay       keep activations in training instead of computing them again\n"
     "      --dtype auto|f32|bf16    weights (auto: bf16 where the hardware has it)\n"
     "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
+    "      --dms-shift 0|1   which token a decision governs: its own (FastDMS), the one before\n"
     "      --seed N          of the text, 0 to 9e15 (0)\n"
     "      --json            one JSON object a line\n"
     "\n"
@@ -59,6 +60,7 @@ typedef struct {
     dms_compute compute;
     bool keep, json;
     int64_t repetitions, batch, context, prompt, steps, threads, seed;
+    int64_t shift;                   /* -1 where not said */
     dms_bench_list batches, prompts; /* n is 0: those of the device */
 } arguments;
 
@@ -73,7 +75,7 @@ typedef struct {
 /* ---- arguments ------------------------------------------------------------------------------ */
 
 enum { REPETITIONS = 256, BATCH, BATCHES, CONTEXT, PROMPT, PROMPTS, STEPS, KEEP };
-enum { DTYPE = KEEP + 1, DEVICE, THREADS, SEED, PROSE, CODE };
+enum { DTYPE = KEEP + 1, DEVICE, THREADS, SEED, SHIFT, PROSE, CODE };
 
 static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"batch", 1, NULL, BATCH},
@@ -87,6 +89,7 @@ static const struct option options[] = {{"repetitions", 1, NULL, REPETITIONS},
                                         {"device", 1, NULL, DEVICE},
                                         {"threads", 1, NULL, THREADS},
                                         {"seed", 1, NULL, SEED},
+                                        {"dms-shift", 1, NULL, SHIFT},
                                         {"prose", 1, NULL, PROSE},
                                         {"code", 1, NULL, CODE},
                                         {"json", 0, NULL, 'j'},
@@ -114,6 +117,8 @@ static dms_status take(arguments *a, int option, char *const *argv)
         return dms_program_number(&a->threads, "--threads", 0, 1024);
     case SEED:
         return dms_program_number(&a->seed, "--seed", 0, DMS_MAX_SEED);
+    case SHIFT:
+        return dms_program_number(&a->shift, "--dms-shift", 0, 1);
     case KEEP:
         a->keep = true;
         return DMS_OK;
@@ -148,7 +153,8 @@ static dms_status parse(arguments *a, int argc, char **argv)
                      .batch = 2,
                      .context = 512,
                      .prompt = 128,
-                     .steps = 32};
+                     .steps = 32,
+                     .shift = -1};
     opterr = 0;
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
@@ -468,8 +474,11 @@ done:
 
 static dms_status app_open(app *a)
 {
-    dms_model_file_options o = {
-        .path = a->args->model, .compute = a->args->compute, .without_tokenizer = true};
+    dms_model_file_options o = {.path = a->args->model,
+                                .compute = a->args->compute,
+                                .without_tokenizer = true,
+                                .shift_given = a->args->shift >= 0,
+                                .shift = a->args->shift};
     DMS_TRY(dms_device_from_name(&a->device, a->args->device, (int)a->args->threads));
     o.device = a->device;
     DMS_TRY(dms_model_file_open(&a->file, &o));

@@ -389,6 +389,9 @@ Test(nvidia, a_fastdms_folder_runs_only_with_an_explicit_shift_of_0)
               g->alpha_scale == 100.0f);
     dms_model_file_close(file);
     refused("--dms-shift 0", "$BIN/dms-export m --to hf -o n%s", "");
+    done("$BIN/dms-bench m decode 2>said; test $? = 2 && grep -q -e '--dms-shift 0' said%s%s", "",
+         "");
+    done("$BIN/dms-bench m decode --dms-shift 0 --prompt 8 --steps 2 --repetitions 1%s%s", "", "");
     refused("cannot have NVIDIA's layout", "$BIN/dms-export m --to nvidia-dms --dms-shift 0 -o n%s",
             "");
     done("$BIN/dms-export m --to hf --dms-shift 0 -o n%s%s", "", "");
