@@ -15,7 +15,8 @@ static const char help[] =
     "Says what is inside a file: tensors, types and sizes, network, tokenizer, chat template, DMS\n"
     "settings, integrity. MODEL, A and B are Hugging Face folders, GGUF files, safetensors files "
     "or\n"
-    "dms.c checkpoints; MODEL may also be a token shard of dms-tokenize.\n"
+    "dms.c checkpoints; MODEL may also be a token shard of dms-tokenize,\n"
+    "a 1-D .npy of token ids, or a .bin of nanoGPT or llm.c.\n"
     "\n"
     "      --tensors       list every tensor with its type, size and shape\n"
     "      --verify        read everything: CRC-32s where there are, and that values are finite\n"
@@ -144,7 +145,7 @@ static json_t *new_view(const char *name)
 
 static dms_status describe(json_t **out, const arguments *a)
 {
-    const bool shard = a->what == MODEL && dms_shard_recognise(a->paths[0]);
+    const bool shard = a->what == MODEL && dms_shard_recognise_any(a->paths[0]);
     *out = new_view(a->what == DIFF       ? "diff"
                     : a->what == FAMILIES ? "families"
                     : shard               ? "shard"

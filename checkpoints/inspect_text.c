@@ -362,8 +362,12 @@ static void put_shard(FILE *out, const json_t *v)
     dms_view_count(out, v, "vocabulary");
     fputc('\n', out);
     dms_view_label(out, "tokenizer");
-    fputs("the tokenizer.json of CRC-32 ", out);
-    dms_view_string(out, v, "tokenizer_crc32");
+    if (json_is_null(dms_view_at(v, "tokenizer_crc32"))) {
+        fputs("not named: the ids are taken for those of a model's own", out);
+    } else {
+        fputs("the tokenizer.json of CRC-32 ", out);
+        dms_view_string(out, v, "tokenizer_crc32");
+    }
     fputc('\n', out);
     put_integrity(out, v);
 }

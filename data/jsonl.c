@@ -112,6 +112,8 @@ static dms_status next_line(dms_jsonl *j, const char **line, size_t *n)
         searched = j->read.n;
         DMS_TRY(read_more(j));
     }
+    if (!j->line && j->read.n - j->at >= 3 && !memcmp(j->read.bytes + j->at, "\xef\xbb\xbf", 3))
+        j->at += 3; /* a byte order mark, which some editors put before the first line */
     const size_t left = j->read.n - j->at;
     *line = left > 0 ? j->read.bytes + j->at : NULL;
     *n = end ? (size_t)(end - *line) : left;

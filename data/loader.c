@@ -1,6 +1,7 @@
 #include "data/loader.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "data/shard.h"
@@ -17,6 +18,9 @@ struct dms_loader {
     int64_t *starts;    /* [n_shards + 1] where each begins in the stream, then the stream's end */
     int64_t *places;    /* [n_shards + 1] of a blend: shard i has places[i] .. places[i + 1] - 1 */
     int n_shards;
+    int ours;     /* the first shard that names its tokenizer, or -1 */
+    char *notice; /* or NULL */
+    int64_t vocab;
     int64_t context, sequences, contexts;
     uint64_t seed;
     bool shuffled;
@@ -43,19 +47,46 @@ static dms_status check_options(const dms_loader_options *o)
     return DMS_OK;
 }
 
+static dms_status check_tokenizer(dms_loader *l, const dms_loader_options *o, int i)
+{
+    const dms_shard_info *info = dms_shard_get_info(l->shards[i]);
+    if (info->foreign)
+        return DMS_OK;
+    if (l->ours < 0)
+        l->ours = i;
+    const dms_shard_info *first = dms_shard_get_info(l->shards[l->ours]);
+    if (info->vocab == first->vocab && info->tokenizer_crc == first->tokenizer_crc)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_FORMAT,
+                    "%s was made by another tokenizer (%lld tokens, CRC %08x) "
+                    "than %s (%lld tokens, CRC %08x); make both with the same model",
+                    o->shards[i], (long long)info->vocab, info->tokenizer_crc, o->shards[l->ours],
+                    (long long)first->vocab, first->tokenizer_crc);
+}
+
+static dms_status note_foreign(dms_loader *l, const char *path, const dms_shard_info *info)
+{
+    if (!info->foreign || l->notice)
+        return DMS_OK;
+    if (asprintf(&l->notice,
+                 "%s (%s) names no tokenizer: its ids, up to %lld, are taken for those of the "
+                 "model's own",
+                 path, info->format, (long long)info->vocab - 1) >= 0)
+        return DMS_OK;
+    l->notice = NULL;
+    return dms_fail(DMS_ERR_NOMEM, "no memory to open %s", path);
+}
+
 static dms_status open_shard(dms_loader *l, const dms_loader_options *o, int i)
 {
     DMS_TRY(dms_shard_open(&l->shards[i], o->shards[i]));
     if (o->verify)
         DMS_TRY(dms_shard_verify(l->shards[i]));
     const dms_shard_info *info = dms_shard_get_info(l->shards[i]);
-    const dms_shard_info *first = dms_shard_get_info(l->shards[0]);
-    if (info->vocab != first->vocab || info->tokenizer_crc != first->tokenizer_crc)
-        return dms_fail(DMS_ERR_FORMAT,
-                        "%s was made by another tokenizer (%lld tokens, CRC %08x) "
-                        "than %s (%lld tokens, CRC %08x); make both with the same model",
-                        o->shards[i], (long long)info->vocab, info->tokenizer_crc, o->shards[0],
-                        (long long)first->vocab, first->tokenizer_crc);
+    DMS_TRY(check_tokenizer(l, o, i));
+    DMS_TRY(note_foreign(l, o->shards[i], info));
+    if (info->vocab > l->vocab)
+        l->vocab = info->vocab;
     l->n_shards = i + 1;
     l->starts[i + 1] = l->starts[i] + info->n_tokens;
     return DMS_OK;
@@ -137,6 +168,7 @@ dms_status dms_loader_open(dms_loader **out, const dms_loader_options *o)
     l->starts = calloc((size_t)o->n_shards + 1, sizeof(*l->starts));
     if (!l->shards || !l->starts)
         DMS_TRY_OR(failed, dms_fail(DMS_ERR_NOMEM, "no memory for %d shards", o->n_shards));
+    l->ours = -1;
     l->context = o->context;
     l->sequences = o->sequences;
     l->seed = o->seed;
@@ -168,6 +200,7 @@ void dms_loader_close(dms_loader *l)
     free(l->shards);
     free(l->starts);
     free(l->places);
+    free(l->notice);
     free(l);
 }
 
@@ -268,10 +301,15 @@ int64_t dms_loader_contexts(const dms_loader *l)
 
 int64_t dms_loader_vocab(const dms_loader *l)
 {
-    return dms_shard_get_info(l->shards[0])->vocab;
+    return l->vocab;
 }
 
 uint32_t dms_loader_tokenizer_crc(const dms_loader *l)
 {
-    return dms_shard_get_info(l->shards[0])->tokenizer_crc;
+    return l->ours < 0 ? 0 : dms_shard_get_info(l->shards[l->ours])->tokenizer_crc;
+}
+
+const char *dms_loader_notice(const dms_loader *l)
+{
+    return l->notice;
 }

@@ -46,11 +46,14 @@ void dms_loader_close(dms_loader *l);
 dms_status dms_loader_read(const dms_loader *l, int64_t step, int64_t first, int64_t n,
                            int32_t *ids, int32_t *next);
 
-/* Tokens of the stream, contexts it was cut into, and what the shards say of their tokenizer. */
+/* Tokens of the stream, contexts it was cut into, and what the shards say of their tokenizer: all
+ * ids are below the vocabulary's size, and the CRC is 0 where no shard has one. */
 int64_t dms_loader_tokens(const dms_loader *l);
 int64_t dms_loader_contexts(const dms_loader *l);
 int64_t dms_loader_vocab(const dms_loader *l);
 uint32_t dms_loader_tokenizer_crc(const dms_loader *l);
+/* What the user should know of the first token file of another tool among the shards; else NULL. */
+const char *dms_loader_notice(const dms_loader *l);
 
 DMS_END_C
 #endif

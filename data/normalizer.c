@@ -214,6 +214,7 @@ static dms_status apply_replace(step *s, dms_text *out, const char *text, size_t
 {
     size_t done = 0, from = 0, start, end;
     bool any = false;
+    dms_pattern_begin(s->pattern, n);
     while (from <= n) {
         DMS_TRY(dms_pattern_find(s->pattern, &start, &end, text, n, from));
         if (start > n)

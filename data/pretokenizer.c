@@ -293,6 +293,9 @@ static dms_status run_from(dms_pretokenizer *p, int at, const dms_piece_sink *si
 dms_status dms_pretokenizer_run(dms_pretokenizer *p, const dms_piece_sink *sink, const char *text,
                                 size_t n)
 {
+    for (int i = 0; i < p->n; i++)
+        if (p->steps[i].pattern)
+            dms_pattern_begin(p->steps[i].pattern, n);
     return n > 0 ? run_from(p, 0, sink, text, n) : DMS_OK;
 }
 

@@ -20,17 +20,25 @@ DMS_BEGIN_C
  *   60  u32 CRC-32 of the 60 bytes before
  * Documents lie one after another, each ended by the end-of-text id. */
 typedef struct {
-    int64_t n_tokens, vocab;
-    uint32_t tokenizer_crc;
+    int64_t n_tokens, vocab; /* vocab of a foreign file: its largest id + 1 */
+    uint32_t tokenizer_crc;  /* of a foreign file 0 */
+    bool foreign;            /* a token file of another tool (data/shard_foreign.h) */
+    int id_bytes;
+    int64_t file_bytes;
+    const char *format; /* for people: "token shard", "NumPy array of u16", ... */
 } dms_shard_info;
 
 typedef struct dms_shard dms_shard;
 
-/* True for a regular file that begins as shards do; false also where it cannot be read. */
+/* True for a regular file that begins as our shards do; false also where it cannot be read. */
 bool dms_shard_recognise(const char *path);
-/* Maps the file; replacing it by rename is safe meanwhile, truncating it is not. Errors:
- * DMS_ERR_IO; DMS_ERR_FORMAT (no shard, a damaged header, a size other than the header says);
- * DMS_ERR_NOMEM. */
+/* The same, or a token file of another tool by its beginning or its name: whatever may be opened,
+ * but not what may be replaced. */
+bool dms_shard_recognise_any(const char *path);
+/* Maps the file; replacing it by rename is safe meanwhile, truncating it is not. All ids of a
+ * foreign file are looked at, for nothing else says what they are below. Errors: DMS_ERR_IO;
+ * DMS_ERR_FORMAT (no shard, a damaged header, a size other than the header says, a foreign file's
+ * id that is negative or above 2^31 - 2); DMS_ERR_NOMEM. */
 dms_status dms_shard_open(dms_shard **out, const char *path);
 /* NULL is legal. */
 void dms_shard_close(dms_shard *s);
@@ -38,7 +46,7 @@ const dms_shard_info *dms_shard_get_info(const dms_shard *s);
 /* ids[i] = token start + i, for i < n. Errors: DMS_ERR_ARG (not within the shard), DMS_ERR_FORMAT
  * (an id that is not below the vocabulary size: the file is damaged). */
 dms_status dms_shard_read(const dms_shard *s, int32_t *ids, int64_t start, int64_t n);
-/* Reads all of the file: DMS_ERR_FORMAT where its CRC-32 differs. */
+/* Reads all of the file: DMS_ERR_FORMAT where its CRC-32 differs. A foreign one has none. */
 dms_status dms_shard_verify(const dms_shard *s);
 
 typedef struct dms_shard_writer dms_shard_writer;

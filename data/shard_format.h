@@ -57,7 +57,7 @@ static inline const char *shard_header_decode(shard_header *h, const uint8_t in[
                "dms-tokenize";
     if (shard_get(in + 60, 4) != crc32(0, in, 60))
         return "has a damaged header (its CRC differs); make it again with dms-tokenize";
-    h->id_bytes = (uint32_t)shard_get(in + 8, 4);
+    *h = (shard_header){.id_bytes = (uint32_t)shard_get(in + 8, 4)};
     h->info.tokenizer_crc = (uint32_t)shard_get(in + 12, 4);
     h->info.n_tokens = (int64_t)shard_get(in + 16, 8);
     h->info.vocab = (int64_t)shard_get(in + 24, 8);

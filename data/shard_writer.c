@@ -61,7 +61,8 @@ dms_status dms_shard_writer_open(dms_shard_writer **out, const char *path, int64
     if (!w)
         return dms_fail(DMS_ERR_NOMEM, "no memory to write %s", path);
     w->fd = -1;
-    w->header = (shard_header){shard_id_bytes(vocab), 0, {0, vocab, tokenizer_crc}};
+    w->header = (shard_header){.id_bytes = shard_id_bytes(vocab),
+                               .info = {.vocab = vocab, .tokenizer_crc = tokenizer_crc}};
     w->path = strdup(path);
     if (!w->path || asprintf(&w->partial, "%s.partial", path) < 0) {
         w->partial = NULL;

@@ -7,6 +7,7 @@
 #include "checkpoints/inspect.h"
 #include "checkpoints/source_reader.h"
 #include "data/shard.h"
+#include "kernels/decimal.h"
 #include "model/family.h"
 #include "model/model.h"
 
@@ -15,14 +16,6 @@ static dms_status set(json_t *out, const char *key, json_t *value)
     return json_object_set_new(out, key, value)
                ? dms_fail(DMS_ERR_NOMEM, "no memory to describe a file")
                : DMS_OK;
-}
-
-/* The decimal number a float stands for: 0.1f is 0.1. */
-static double decimal(float x)
-{
-    char text[32];
-    snprintf(text, sizeof(text), "%.7g", (double)x);
-    return strtod(text, NULL);
 }
 
 /* ---- network -------------------------------------------------------------------------------- */
@@ -43,15 +36,6 @@ done:
     dms_model_close(model);
     device->close(device);
     return status;
-}
-
-static bool is_adapter_alone(const dms_source *s)
-{
-    const int64_t n = dms_source_count(s);
-    for (int64_t i = 0; i < n; i++)
-        if (!strstr(dms_source_info(s, i)->name, ".dms_proj_alpha"))
-            return false;
-    return n > 0;
 }
 
 static json_t *eos_list(const dms_config *c)
@@ -88,7 +72,7 @@ static json_t *network(const dms_config *c)
         "model_type", c->family, "layers", c->layers, "heads", c->heads, "kv_heads", c->kv_heads,
         "head_dim", c->head_dim, "width", (json_int_t)c->width, "ffn", (json_int_t)c->ffn,
         "vocabulary", (json_int_t)c->vocab, "positions", (json_int_t)c->max_positions, "norm",
-        dms_norm_name(f->norm), "norm_eps", decimal(c->norm_eps), "position_kind",
+        dms_norm_name(f->norm), "norm_eps", dms_decimal(c->norm_eps), "position_kind",
         dms_position_name(f->positions), "rope", rope(c), "ffn_kind", dms_ffn_name(f->ffn),
         "qkv_bias", c->qkv_bias, "o_bias", c->o_bias, "qk_norm", c->qk_norm, "tied", c->tied, "bos",
         c->bos < 0 ? json_null() : json_integer(c->bos), "eos", eos_list(c));
@@ -102,7 +86,7 @@ dms_status dms_describe_architecture(json_t *out, const dms_source *s, const cha
     json_t *value;
     if (!config)
         return set(out, "architecture", json_null());
-    const bool adapter = is_adapter_alone(s);
+    const bool adapter = dms_source_is_adapter(s);
     if (adapter)
         status = dms_fail(DMS_ERR_FORMAT, "%s holds an adapter gate alone, without its base model",
                           path);
@@ -150,7 +134,7 @@ static int64_t count_gate_tensors(const dms_source *s)
 {
     int64_t n = 0;
     for (int64_t i = 0; i < dms_source_count(s); i++)
-        n += strstr(dms_source_info(s, i)->name, ".dms_proj_alpha") != NULL;
+        n += dms_layout_is_gate(dms_source_info(s, i)->name);
     return n;
 }
 
@@ -170,8 +154,8 @@ static json_t *settings(const dms_source *s, const dms_gate *g)
     double shift = g->own ? 0 : 1;
     dms_source_number(s, "shift", &shift);
     return json_pack("{s:s, s:I, s:f, s:f, s:f, s:o, s:I, s:s}", "gate", dms_gate_name(g->kind),
-                     "window", (json_int_t)g->window, "alpha_scale", decimal(g->alpha_scale),
-                     "alpha_offset", decimal(g->alpha_offset), "tau", decimal(g->tau), "cr",
+                     "window", (json_int_t)g->window, "alpha_scale", dms_decimal(g->alpha_scale),
+                     "alpha_offset", dms_decimal(g->alpha_offset), "tau", dms_decimal(g->tau), "cr",
                      json_is_number(cr) ? json_deep_copy(cr) : json_null(), "shift",
                      (json_int_t)shift, "layout", layout(config));
 }
@@ -227,15 +211,13 @@ dms_status dms_describe_families(json_t *out)
 
 static json_t *shard_keys(const dms_shard *shard)
 {
-    enum { HEADER = 64, SHORT_IDS = 1 << 16 };
     char crc[16];
     const dms_shard_info *info = dms_shard_get_info(shard);
-    const int64_t id_bytes = info->vocab <= SHORT_IDS ? 2 : 4;
     snprintf(crc, sizeof(crc), "%08x", info->tokenizer_crc);
-    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s}", "format", "token shard", "file_bytes",
-                     (json_int_t)(HEADER + id_bytes * info->n_tokens), "tokens",
-                     (json_int_t)info->n_tokens, "id_bytes", (json_int_t)id_bytes, "vocabulary",
-                     (json_int_t)info->vocab, "tokenizer_crc32", crc);
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:s?}", "format", info->format, "file_bytes",
+                     (json_int_t)info->file_bytes, "tokens", (json_int_t)info->n_tokens, "id_bytes",
+                     (json_int_t)info->id_bytes, "vocabulary", (json_int_t)info->vocab,
+                     "tokenizer_crc32", info->foreign ? NULL : crc);
 }
 
 dms_status dms_describe_shard(json_t *out, const char *path, bool verify)
@@ -244,10 +226,12 @@ dms_status dms_describe_shard(json_t *out, const char *path, bool verify)
     DMS_TRY(dms_shard_open(&shard, path));
     const dms_status found = verify ? dms_shard_verify(shard) : DMS_OK;
     json_t *keys = shard_keys(shard);
-    json_t *integrity =
-        json_pack("{s:s, s:s, s:b, s:o}", "opening", "CRC-32 of the header, size of the file",
-                  "checksums", "CRC-32", "verified", verify && !found, "problem",
-                  found ? dms_inspect_problem() : json_null());
+    const bool foreign = dms_shard_get_info(shard)->foreign;
+    json_t *integrity = json_pack(
+        "{s:s, s:s?, s:b, s:o}", "opening",
+        foreign ? "header, size of the file, every id" : "CRC-32 of the header, size of the file",
+        "checksums", foreign ? NULL : "CRC-32", "verified", verify && !found, "problem",
+        found ? dms_inspect_problem() : json_null());
     const int bad = json_object_set_new(out, "path", dms_inspect_text(path)) |
                     json_object_update(out, keys) |
                     json_object_set_new(out, "integrity", integrity);

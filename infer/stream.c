@@ -83,8 +83,8 @@ dms_status dms_stream_read(dms_tokens *out, bool *foreign, const dms_stream_opti
         *foreign = false;
     for (int i = 0; i < options->n_paths && !is_full(out, options); i++) {
         const char *path = options->paths[i];
-        DMS_TRY(dms_shard_recognise(path) ? read_shard(out, foreign, path, options)
-                                          : read_text(out, path, options));
+        DMS_TRY(dms_shard_recognise_any(path) ? read_shard(out, foreign, path, options)
+                                              : read_text(out, path, options));
     }
     if (is_full(out, options))
         out->n = options->limit;

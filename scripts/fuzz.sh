@@ -49,12 +49,16 @@ words() { # source ...
 
 run_target() { # target
     local name=$1 log=$here/logs/$1.log bytes=16384 options=() folders=("$here/seeds/$1") sources=
-    case $name in hdf5 | gguf) bytes=32768 ;; config | index | recipe | shard) bytes=8192 ;; esac
+    case $name in
+    hdf5 | gguf | split | tokenizer) bytes=65536 ;;
+    config | index | recipe | shard | npy) bytes=8192 ;;
+    esac
     case $name in
     config) sources='model/*.c' ;;
-    tokenizer) sources='data/*.c' ;;
+    tokenizer | jsonl) sources='data/*.c' ;;
+    npy) sources='data/shard*.c' ;;
     recipe) sources='train/recipe*.c' ;;
-    gguf) sources='checkpoints/gguf*.c' ;;
+    gguf | split) sources='checkpoints/gguf*.c' ;;
     index) sources='checkpoints/huggingface*.c' ;;
     safetensors) sources='checkpoints/safetensors*.c' ;;
     esac

@@ -230,6 +230,29 @@ Test(corpus, each_line_of_json_lines_is_a_document)
     dms_text_free(&got);
 }
 
+/* Some editors put a byte order mark before the first line; elsewhere it is none. */
+Test(corpus, json_lines_may_begin_with_a_byte_order_mark)
+{
+    static const char good[] = "\xef\xbb\xbf{\"text\": \"\xef\xbb\xbf"
+                               "a\"}\n{\"text\": \"b\"}\n",
+                      bad[] = "{\"text\": \"a\"}\n\xef\xbb\xbf{\"text\": \"b\"}\n";
+    char path[256];
+    dms_text got = {0};
+    put_plain("x.jsonl", good, sizeof(good) - 1);
+    must(read_all(in_folder(path, "x.jsonl"), &got, 100));
+    cr_expect(got.n == 8 && !memcmp(got.bytes,
+                                    "\xef\xbb\xbf"
+                                    "a|b|",
+                                    7),
+              "%.*s", (int)got.n, got.bytes);
+    put_plain("x.jsonl", good, 3);
+    must(read_all(in_folder(path, "x.jsonl"), &got, 100));
+    cr_expect_eq(got.n, 1);
+    put_plain("x.jsonl", bad, sizeof(bad) - 1);
+    cr_expect_eq(read_all(in_folder(path, "x.jsonl"), &got, 100), DMS_ERR_FORMAT);
+    dms_text_free(&got);
+}
+
 Test(corpus, names_a_line_by_its_file_and_number_and_gives_its_messages)
 {
     char path[256], text[64];

@@ -10,6 +10,7 @@
 #include "data/utf8.h"
 #include "tests/fixtures.h"
 #include "tests/rig.h"
+#include "tests/tokens.h"
 
 static const char *const styles[] = {"gpt2", "smollm", "llama3", "qwen2"};
 
@@ -43,20 +44,6 @@ static dms_tokenizer *open_style(const char *style)
     must(dms_tokenizer_open(&t, json, n, style));
     free(json);
     return t;
-}
-
-static bool same_text(const dms_text *got, const json_t *want)
-{
-    return got->n == json_string_length(want) &&
-           (got->n == 0 || memcmp(got->bytes, json_string_value(want), got->n) == 0);
-}
-
-static bool same_ids(const dms_tokens *got, const json_t *want)
-{
-    bool same = (size_t)got->n == json_array_size(want);
-    for (int64_t i = 0; same && i < got->n; i++)
-        same = got->ids[i] == json_integer_value(json_array_get(want, (size_t)i));
-    return same;
 }
 
 /* One line of cases.jsonl: text to ids, ids to text, and the same one id at a time. */
@@ -519,6 +506,12 @@ static const struct {
     {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{2}+\"},\"behavior\":"
      "\"Isolated\"}}",
      "+ after {n,m} at character 4"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(*LIMIT_MATCH=9)a\"},"
+     "\"behavior\":\"Isolated\"}}",
+     "(* at character 0"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a(?R)?\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "such a group at character 3"},
     {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Metaspace\"}]}}",
      "decoder has \"Metaspace\""},
     {"{\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Strip\"}]}}",

@@ -10,6 +10,7 @@
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 #include "tests/rig.h"
+#include "tests/tokens.h"
 
 static const char *const kinds[] = {"qwen3",       "deepseek_r1_qwen", "deepseek_r1_llama",
                                     "deepseek_v3", "llama2",           "characters",
@@ -35,20 +36,6 @@ static dms_tokenizer *open_kind(const char *kind)
     json_decref(root);
     fclose(file);
     return t;
-}
-
-static bool same_text(const dms_text *got, const json_t *want)
-{
-    return got->n == json_string_length(want) &&
-           (got->n == 0 || memcmp(got->bytes, json_string_value(want), got->n) == 0);
-}
-
-static bool same_ids(const dms_tokens *got, const json_t *want)
-{
-    bool same = (size_t)got->n == json_array_size(want);
-    for (int64_t i = 0; same && i < got->n; i++)
-        same = got->ids[i] == json_integer_value(json_array_get(want, (size_t)i));
-    return same;
 }
 
 static void check_case(dms_tokenizer *t, const char *kind, const char *line)
@@ -160,6 +147,7 @@ static void random_text(dms_text *text, uint32_t *state, dms_pattern *unknown)
         const int32_t code =
             (int32_t)(random_word(state) % (random_word(state) % 2 ? 0x3000 : 0x20000));
         append_code(text, code >= 0xD800 && code < 0xE000 ? 'a' : code);
+        dms_pattern_begin(unknown, text->n);
         must(dms_pattern_find(unknown, &start, &end, text->bytes, text->n, before));
         text->n = start < text->n ? before : text->n;
     }
@@ -167,6 +155,7 @@ static void random_text(dms_text *text, uint32_t *state, dms_pattern *unknown)
 
 static void check_splits(dms_splitter splitter, dms_pattern *pattern, const char *text, size_t n)
 {
+    dms_pattern_begin(pattern, n);
     for (size_t from = 0, start, end; from < n; from = end) {
         must(dms_pattern_find(pattern, &start, &end, text, n, from));
         const size_t got = dms_splitter_next(splitter, text, n, from);
@@ -232,4 +221,88 @@ Test(tokenizer_kinds, a_text_that_goes_on_keeps_the_space_that_a_beginning_loses
         dms_text_free(&text);
     }
     dms_tokenizer_close(t);
+}
+
+/* The places a ^ or an assertion looks at may lie beyond the window in which a match is looked for.
+ * A text of at most 64 bytes has no window; then the same matches come in a text of many such
+ * parts, between rows of x of all lengths, so that windows end everywhere in them. */
+Test(tokenizer_kinds, an_expression_finds_the_same_wherever_its_windows_end)
+{
+    static const char part[] = "x ab\n \n\nba  a\u00e4b12345\u00e4 '\nbbb x";
+    static const char *const regexes[] = {"\\n^",        "\\s^a?",           "\\s+(?!\\S)|\\s+",
+                                          "b(?=[^a]*')", "\\p{N}{1,3}",      "[^x\\n]+$",
+                                          "^[^x\\n]+",   "\\b[ab]",          "(?<=\\n)\\n*",
+                                          "[ab\u00e4]+", "(?:a|b|[ '\\n])+", "(?<!b)b(?!b)"};
+    enum { PARTS = 40, PART = sizeof(part) - 1 };
+    static char text[PARTS * (PART + 80)];
+    for (size_t i = 0; i < COUNT(regexes); i++) {
+        size_t start, end, n, starts[64], ends[64], found = 0;
+        dms_pattern *p;
+        must(dms_pattern_open(&p, regexes[i], strlen(regexes[i]), "test"));
+        dms_pattern_begin(p, PART);
+        for (size_t from = 0; from <= PART; from = end + (end == start)) {
+            must(dms_pattern_find(p, &start, &end, part, PART, from));
+            if (start > PART)
+                break;
+            starts[found] = start;
+            ends[found++] = end;
+        }
+        cr_assert(found > 0, "%s", regexes[i]);
+        for (size_t gap = 0; gap < 80; gap++) {
+            for (n = 0; n < PARTS * (PART + gap); n++)
+                text[n] = n % (PART + gap) < PART ? part[n % (PART + gap)] : 'x';
+            dms_pattern_begin(p, n);
+            start = end = 0;
+            for (size_t k = 0; k < PARTS * found; k++) {
+                const size_t base = k / found * (PART + gap);
+                must(dms_pattern_find(p, &start, &end, text, n, end + (k > 0 && end == start)));
+                cr_assert(start == base + starts[k % found] && end == base + ends[k % found],
+                          "%s, gap %zu, match %zu: [%zu, %zu)", regexes[i], gap, k, start, end);
+            }
+        }
+        dms_pattern_close(p);
+    }
+}
+
+static dms_status drop_piece(void *user, const char *text, size_t n)
+{
+    (void)user, (void)text, (void)n;
+    return DMS_OK;
+}
+
+/* One row, then rows of 55 and 1,003: short of the windows in which a match is looked for,
+ * and beyond them. Quadratic or worse without a budget; some end soon where rows are short. */
+Test(tokenizer_kinds, end_an_expression_that_takes_too_many_steps_on_a_text)
+{
+    enum { N = 100000 };
+    static const char *const regexes[] = {
+        "a*[bc]|a",        "a*a*a*[bc]|a",     "(?:a*)*[bc]|a",   ".*.*[bc]|a",
+        "a*?a*?a*?[bc]|a", "(a*)\\\\1[bc]|a",  "(?=a*[bc])|a",    "a{60000,}[bc]|a",
+        "a*[bc]",          "(a{9000})*[bc]|a", "(?:a|aa)*[bc]|a", "(?<=a*?a{999})[bc]|a"};
+    static const size_t rows[] = {N + 1, 56, 1004};
+    char *text = malloc(N), json[256];
+    cr_assert(text);
+    for (size_t i = 0; i < COUNT(regexes) * COUNT(rows); i++) {
+        const size_t row = rows[i % COUNT(rows)];
+        dms_pretokenizer *p = NULL;
+        for (size_t k = 0; k < N; k++)
+            text[k] = k % row == row - 1 ? 'x' : 'a';
+        snprintf(json, sizeof(json),
+                 "{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":\"%s\"}}",
+                 regexes[i / COUNT(rows)]);
+        json_t *root = json_loads(json, 0, NULL);
+        cr_assert(root, "%s", json);
+        dms_status status = dms_pretokenizer_open(&p, root, "split.json");
+        if (!status)
+            status = dms_pretokenizer_run(p, &(dms_piece_sink){drop_piece, NULL}, text, N);
+        cr_expect(status == DMS_ERR_FORMAT || row == 56, "%s in rows of %zu: %d", json, row,
+                  status);
+        if (status && p)
+            cr_expect(strstr(dms_error_text(), regexes[i / COUNT(rows)]) ||
+                          strstr(regexes[i / COUNT(rows)], "\\"),
+                      "%s", dms_error_text());
+        dms_pretokenizer_close(p);
+        json_decref(root);
+    }
+    free(text);
 }

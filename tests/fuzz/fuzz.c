@@ -128,6 +128,15 @@ const char *fuzz_folder(void)
     return folder;
 }
 
+const char *fuzz_named_file(const char *name, const uint8_t *data, size_t size)
+{
+    static char path[256];
+    snprintf(path, sizeof(path), "%s/%s", fuzz_folder(), name);
+    FILE *f = fopen(path, "wb");
+    must(f && fwrite(data, 1, size, f) == size && !fclose(f), path);
+    return path;
+}
+
 static void use_tensor(const dms_source *s, const dms_tensor_info *t)
 {
     int64_t n = 1;
@@ -175,9 +184,11 @@ void fuzz_use_tokenizer(const char *json, size_t length)
     static const char text[] = "Hello,  world's 12345 n\xc3\xa4"
                                "chste\r\n\n  <s><|im_end|> \xe4\xbd\xa0\xe5\xa5\xbd\xff\xf0\x9f"
                                "aaaaaaaaaaaaaaaaaaaaaaaa bbbb\tab abab e\xcc\x81 don't";
+    static char row[512]; /* beyond the windows of data/pattern.c */
     dms_tokenizer *t;
     dms_tokens ids = {0};
     dms_text out = {0};
+    memset(row, 'a', sizeof(row));
     atomic_fetch_add(&one_limit, FUZZ_TOKENIZER_BYTES);
     if (dms_tokenizer_open(&t, json, length, "fuzz")) {
         atomic_fetch_sub(&one_limit, FUZZ_TOKENIZER_BYTES);
@@ -185,6 +196,7 @@ void fuzz_use_tokenizer(const char *json, size_t length)
     }
     (void)dms_tokenizer_encode(t, &ids, text, sizeof(text), true);
     (void)dms_tokenizer_encode(t, &ids, text, sizeof(text) - 1, false);
+    (void)dms_tokenizer_encode(t, &ids, row, sizeof(row), false);
     (void)dms_tokenizer_decode(t, &out, ids.ids, ids.n, true);
     dms_decoder decoder = {.tokenizer = t};
     for (int32_t id = -1; id < 300; id++)

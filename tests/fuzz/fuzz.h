@@ -22,7 +22,9 @@
     X(recipe, 256)      \
     X(corpus, 384)      \
     X(jsonl, 49152)     \
-    X(shard, 64)
+    X(shard, 64)        \
+    X(split, 768)       \
+    X(npy, 64)
 
 typedef void fuzz_target(const uint8_t *data, size_t size);
 #define X(name, spare) void fuzz_##name(const uint8_t *data, size_t size);
@@ -36,6 +38,7 @@ enum { FUZZ_TOKENIZER_BYTES = 6 << 20 };
 size_t fuzz_mend_safetensors(uint8_t *data, size_t size, size_t room);
 size_t fuzz_mend_hdf5(uint8_t *data, size_t size, size_t room);
 size_t fuzz_mend_shard(uint8_t *data, size_t size, size_t room);
+size_t fuzz_mend_npy(uint8_t *data, size_t size, size_t room);
 
 /* Runs the target and aborts, with a message on stderr, where it takes more than a second of
  * processor time, where one allocation is larger than 4 times the input plus `spare` KiB, or
@@ -45,6 +48,8 @@ void fuzz_run(fuzz_target *target, int spare, const uint8_t *data, size_t size);
 
 /* Path of a file with these bytes, without a disk; the next call replaces it. */
 const char *fuzz_file(const uint8_t *data, size_t size);
+/* The same under a name that counts, in fuzz_folder. */
+const char *fuzz_named_file(const char *name, const uint8_t *data, size_t size);
 /* Path of an empty folder of this process, removed at its end; made once. */
 const char *fuzz_folder(void);
 /* Opens a model file or folder, reads every tensor as f32 and bf16, its config, gate and tokenizer,

@@ -53,6 +53,19 @@ static void copy(const char *target, const char *name, const char *relative)
     free(text);
 }
 
+/* A file of the tests. */
+static void copy_own(const char *target, const char *name, const char *relative)
+{
+    char path[1024];
+    char *text = NULL;
+    size_t n = 0;
+    snprintf(path, sizeof(path), "%s/tests/%s", DMS_SOURCE_DIR, relative);
+    must(dms_text_read(&text, &n, path));
+    if (text && n <= 64 << 10)
+        must(dms_file_write(seed(target, name), text, n));
+    free(text);
+}
+
 static dms_status count_up(void *context, int64_t i, void *dst)
 {
     const dms_tensor_entry *e = (const dms_tensor_entry *)context + i;
@@ -92,6 +105,22 @@ static void config_seeds(void)
         snprintf(path, sizeof(path), "tiny/%s/config.json", families[i]);
         copy("config", families[i], path);
     }
+    copy_own("config", "gpt2", "data/gpt2/config.json");
+    copy_own("config", "deepseek-llama", "data/deepseek-llama/config.json");
+    copy_own("config", "deepseek-qwen2", "data/deepseek-qwen2/config.json");
+    put_text("config", "nvidia",
+             "{\"architectures\": [\"Qwen3ForCausalLM\"], \"auto_map\": {\"AutoConfig\": "
+             "\"configuration_qwen3_dms.Qwen3Config\", \"AutoModelForCausalLM\": "
+             "\"modeling_qwen3_dms.Qwen3ForCausalLM\"}, \"model_type\": \"qwen3\", "
+             "\"hidden_size\": 64, \"intermediate_size\": 96, \"num_hidden_layers\": 2, "
+             "\"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 32, "
+             "\"vocab_size\": 320, \"rms_norm_eps\": 1e-6, \"rope_theta\": 1e6, "
+             "\"dms_alpha_per\": \"head\", \"dms_alpha_scale\": 100.0, "
+             "\"dms_initial_alpha_offset\": 5.0, \"dms_window_size\": 512, \"dms_cr\": 8, "
+             "\"dms_tau\": 0.1, \"dms_paged_attention_block_size\": 256, "
+             "\"dms_disable_eviction\": false, \"dms_manual_inference_mode\": false, "
+             "\"dms_chunked_prefill\": null, \"dms_preallocate_for_tokens\": 4096, "
+             "\"dms_separate_alpha\": false, \"dms_shift\": 1}");
     put_text("config", "dms",
              "{\"model_type\": \"qwen3\", \"hidden_size\": 64, \"intermediate_size\": 96,"
              "\"num_hidden_layers\": 2, \"num_attention_heads\": 4, \"num_key_value_heads\": 2,"
@@ -134,20 +163,61 @@ static void tokenizer_seeds(void)
                        "{\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}]}",
                        "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", "
                        "\"individual_digits\": true}, " BYTE_LEVEL "\"use_regex\": true}]}"));
+    put_text("tokenizer", "behaviors",
+             TOKENIZER("\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]", "",
+                       "{\"type\": \"Replace\", \"pattern\": {\"Regex\": \"a{2,3}|^b*\"}, "
+                       "\"content\": \"ab\"}",
+                       "{\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
+                       "\"pattern\": {\"Regex\": \"(a*)[bc]\\\\1|a\"}, \"behavior\": "
+                       "\"MergedWithNext\", \"invert\": true}, " BYTE_LEVEL
+                       "\"use_regex\": false}]}"));
     copy("tokenizer", "llama", "tiny/llama/tokenizer.json");
+    copy_own("tokenizer", "gpt2", "data/gpt2/tokenizer.json");
+    copy_own("tokenizer", "deepseek", "tokenizers/deepseek_v3.json");
+    copy_own("tokenizer", "llama2", "tokenizers/llama2.json");
+    copy_own("tokenizer", "flags", "tokenizers/flags.json");
 }
 
 static void gguf_seeds(void)
 {
     static gguf_builder b;
-    static const char *const families[] = {"llama", "qwen2", "qwen3"};
-    static const char *const pres[] = {"llama-bpe", "qwen2", "smollm"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const families[] = {"gpt2", "llama", "qwen2", "qwen3"};
+    static const char *const pres[] = {"gpt-2", "llama-bpe", "qwen2", "smollm"};
+    for (int i = 0; i < 4; i++) {
         gguf_build(&b, families[i], pres[i]);
         must(dms_file_write(seed("gguf", families[i]), b.bytes, b.n));
     }
     b.bytes[4] = 2; /* the same in version 2 */
     must(dms_file_write(seed("gguf", "version2"), b.bytes, b.n));
+    for (int i = 0; i < 2; i++) {
+        gguf_begin(&b);
+        gguf_put_meta(&b, families[i], pres[i]);
+        gguf_put_gate(&b, i ? 1 : 2); /* GPT-2 has as many as query heads */
+        gguf_put_attention(&b);
+        if (i == 0)
+            gguf_put_tensor(&b, "blk.0.attn_qkv.weight", 32, 96, 1, 96 * 64);
+        gguf_end(&b);
+        must(dms_file_write(seed("gguf", i ? "gate" : "gpt2-gate"), b.bytes, b.n));
+    }
+}
+
+/* Metadata and some of the tensors in the first file, the others in the second. */
+static void split_seeds(void)
+{
+    static gguf_builder first, second;
+    gguf_begin(&first);
+    gguf_put_split(&first, 0, 2, 16);
+    gguf_put_meta(&first, "llama", "llama-bpe");
+    gguf_put_attention(&first);
+    gguf_end(&first);
+    gguf_begin(&second);
+    gguf_put_split(&second, 1, 2, 16);
+    gguf_put_blocks(&second);
+    gguf_end(&second);
+    gguf_put(&first, second.bytes, second.n);
+    must(dms_file_write(seed("split", "two"), first.bytes, first.n));
+    gguf_build(&first, "qwen2", "qwen2");
+    must(dms_file_write(seed("split", "one"), first.bytes, first.n));
 }
 
 /* 4 KiB are the least that is compressed. */
@@ -247,6 +317,17 @@ static void shard_seeds(void)
     }
 }
 
+static void npy_seeds(void)
+{
+    static const char *const names[] = {"u2.npy",       "u4.npy",     "i4.npy",   "i8.npy",
+                                        "version2.npy", "matrix.npy", "llmc.bin", "nanogpt.bin"};
+    char path[256];
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        snprintf(path, sizeof(path), "token_files/%s", names[i]);
+        copy_own("npy", names[i], path);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -260,11 +341,13 @@ int main(int argc, char **argv)
     config_seeds();
     tokenizer_seeds();
     gguf_seeds();
-    hdf5_seeds();
-    packed_seed();
+    split_seeds();
     recipe_seeds();
     corpus_seeds();
     jsonl_seeds();
     shard_seeds();
+    npy_seeds();
+    hdf5_seeds();
+    packed_seed();
     return 0;
 }
