@@ -33,7 +33,7 @@ DMS_BEGIN_C
 
 typedef struct dms_checkpoint_writer dms_checkpoint_writer;
 
-/* Starts PATH.tmp; an older PATH stays as it is until commit. */
+/* Starts a temporary beside PATH; an older PATH stays as it is until commit. */
 dms_status dms_checkpoint_writer_open(dms_checkpoint_writer **out, const char *path);
 /* Host data, copied to the file at once. Names of group and tensor: no '/', not empty.
  * DMS_ERR_IO when the disk is full. After an error the only legal call is abort. */
@@ -52,8 +52,11 @@ dms_status dms_checkpoint_put_text(dms_checkpoint_writer *w, const char *name, c
                                    size_t length);
 dms_status dms_checkpoint_put_real(dms_checkpoint_writer *w, const char *name, double value);
 dms_status dms_checkpoint_put_int(dms_checkpoint_writer *w, const char *name, int64_t value);
-/* Flush, fsync, rename to PATH, fsync of the folder; closes w in any case. On failure the temporary
- * is removed and an older PATH is intact. */
+/* Flush and fsync: the file is complete under its temporary name, *file (NULL: not asked for),
+ * which lives until commit or abort, the only calls that are legal now. */
+dms_status dms_checkpoint_writer_finish(const char **file, dms_checkpoint_writer *w);
+/* Finish where that was not called yet, rename to PATH, fsync of the folder; closes w in any case.
+ * On failure the temporary is removed and an older PATH is intact. */
 dms_status dms_checkpoint_writer_commit(dms_checkpoint_writer *w);
 /* Removes the temporary and closes w. NULL is legal. */
 void dms_checkpoint_writer_abort(dms_checkpoint_writer *w);
@@ -88,8 +91,6 @@ dms_status dms_checkpoint_read(const dms_checkpoint *c, const char *group, const
                                dms_dtype dtype, int64_t count, void *dst);
 /* 0-terminated; length may be NULL; NULL when absent. */
 const char *dms_checkpoint_text(const dms_checkpoint *c, const char *name, size_t *length);
-/* The i-th text's name, NULL beyond the last. */
-const char *dms_checkpoint_text_name(const dms_checkpoint *c, int i);
 /* False when absent. An integer is also a real; a real is no integer. */
 bool dms_checkpoint_real(const dms_checkpoint *c, const char *name, double *out);
 bool dms_checkpoint_int(const dms_checkpoint *c, const char *name, int64_t *out);

@@ -468,11 +468,6 @@ const char *dms_checkpoint_text(const dms_checkpoint *c, const char *name, size_
     return NULL;
 }
 
-const char *dms_checkpoint_text_name(const dms_checkpoint *c, int i)
-{
-    return i < c->n_texts ? c->texts[i].name : NULL;
-}
-
 static const number *find_number(const dms_checkpoint *c, const char *name)
 {
     for (int i = 0; i < c->n_numbers; i++)

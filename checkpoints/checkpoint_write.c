@@ -14,8 +14,9 @@ enum { SLACK_BYTES = 1 << 20 };
 
 struct dms_checkpoint_writer {
     hid_t file;
-    int fd; /* the same file: for reserving, the trailer and fsync */
-    char *path, *temporary;
+    dms_temporary temporary; /* the same file: fd for reserving, the trailer and fsync */
+    char *path;
+    bool finished; /* nothing is missing but the name */
     dms_extents extents;
     uint64_t reserved; /* bytes the file system has promised */
     bool compressed;   /* tensors, from now on */
@@ -23,7 +24,7 @@ struct dms_checkpoint_writer {
 
 static dms_status failed(const dms_checkpoint_writer *w, const char *what, const char *name)
 {
-    return dms_fail(DMS_ERR_IO, "%s: HDF5 cannot %s %s", w->temporary, what, name);
+    return dms_fail(DMS_ERR_IO, "%s: HDF5 cannot %s %s", w->path, what, name);
 }
 
 static dms_status reserve_to(dms_checkpoint_writer *w, uint64_t size)
@@ -32,12 +33,12 @@ static dms_status reserve_to(dms_checkpoint_writer *w, uint64_t size)
         return DMS_OK;
     int error;
     do {
-        error = posix_fallocate(w->fd, (off_t)w->reserved, (off_t)(size - w->reserved));
+        error = posix_fallocate(w->temporary.fd, (off_t)w->reserved, (off_t)(size - w->reserved));
     } while (error == EINTR);
     if (error)
         return dms_fail(DMS_ERR_IO,
-                        "%s cannot grow to %llu bytes: %s; free some space and try again",
-                        w->temporary, (unsigned long long)size, strerror(error));
+                        "%s cannot grow to %llu bytes: %s; free some space and try again", w->path,
+                        (unsigned long long)size, strerror(error));
     w->reserved = size;
     return DMS_OK;
 }
@@ -72,7 +73,7 @@ done:
     return status;
 }
 
-/* Creates the HDF5 file over the temporary that w->fd has open. */
+/* Creates the HDF5 file over the empty one. */
 static dms_status create(dms_checkpoint_writer *w)
 {
     const unsigned order = H5P_CRT_ORDER_TRACKED | H5P_CRT_ORDER_INDEXED;
@@ -81,7 +82,7 @@ static dms_status create(dms_checkpoint_writer *w)
     const hid_t access = dms_hdf5_access(), create = H5Pcreate(H5P_FILE_CREATE);
     if (access >= 0 && create >= 0 && H5Pset_link_creation_order(create, order) >= 0 &&
         H5Pset_attr_creation_order(create, order) >= 0)
-        w->file = H5Fcreate(w->temporary, H5F_ACC_TRUNC, create, access);
+        w->file = H5Fcreate(w->temporary.path, H5F_ACC_TRUNC, create, access);
     dms_hdf5_drop(access);
     dms_hdf5_drop(create);
     if (w->file < 0)
@@ -94,20 +95,14 @@ static dms_status create(dms_checkpoint_writer *w)
 dms_status dms_checkpoint_writer_open(dms_checkpoint_writer **out, const char *path)
 {
     dms_status status = DMS_OK;
-    const size_t n = strlen(path) + 5;
     dms_checkpoint_writer *w = calloc(1, sizeof(*w));
     if (!w)
         return dms_fail(DMS_ERR_NOMEM, "no memory to write %s", path);
-    w->file = w->fd = -1;
+    w->file = w->temporary.fd = -1;
     w->path = strdup(path);
-    w->temporary = malloc(n);
-    if (!w->path || !w->temporary)
+    if (!w->path)
         DMS_TRY_OR(failed, dms_fail(DMS_ERR_NOMEM, "no memory to write %s", path));
-    snprintf(w->temporary, n, "%s.tmp", path);
-    w->fd = open(w->temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (w->fd < 0)
-        DMS_TRY_OR(failed,
-                   dms_fail(DMS_ERR_IO, "%s cannot be created: %s", w->temporary, strerror(errno)));
+    DMS_TRY_OR(failed, dms_temporary_create(&w->temporary, path, false));
     DMS_TRY_OR(failed, create(w));
     *out = w;
     return DMS_OK;
@@ -272,7 +267,6 @@ static bool worth_it(const packed *p, size_t bytes)
 dms_status dms_checkpoint_put_entry(dms_checkpoint_writer *w, const char *group,
                                     const dms_tensor_entry *entry, const void *data)
 {
-    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_BF16, DMS_FILE_I32};
     hsize_t dims[4] = {1, 1, 1, 1}, chunk[4];
     const size_t element = entry->half ? 2 : dms_dtype_bytes(entry->dtype);
     size_t bytes = element;
@@ -296,7 +290,7 @@ dms_status dms_checkpoint_put_entry(dms_checkpoint_writer *w, const char *group,
     }
     const hid_t space =
         entry->rank ? H5Screate_simple(entry->rank, dims, NULL) : H5Screate(H5S_SCALAR);
-    const hid_t type = dms_hdf5_type(entry->half ? DMS_FILE_F16 : types[entry->dtype]);
+    const hid_t type = dms_hdf5_type(dms_tensor_entry_type(entry));
     status = put_dataset(w,
                          &(dataset){group, entry->name, type, space, data, bytes,
                                     cut ? &chunking : NULL, entry->rank, chunk},
@@ -362,36 +356,43 @@ static dms_status cut_reserve(const dms_checkpoint_writer *w)
 {
     uint8_t superblock[36];
     uint64_t end = 0;
-    if (pread(w->fd, superblock, sizeof(superblock), 0) != sizeof(superblock) ||
+    if (pread(w->temporary.fd, superblock, sizeof(superblock), 0) != sizeof(superblock) ||
         superblock[8] < 2 || superblock[8] > 3)
         return failed(w, "finish", "the file");
     for (int i = 35; i >= 28; i--)
         end = end << 8 | superblock[i];
-    if (ftruncate(w->fd, (off_t)end))
-        return dms_fail(DMS_ERR_IO, "%s cannot be cut to %llu bytes: %s", w->temporary,
+    if (ftruncate(w->temporary.fd, (off_t)end))
+        return dms_fail(DMS_ERR_IO, "%s cannot be cut to %llu bytes: %s", w->path,
                         (unsigned long long)end, strerror(errno));
     return DMS_OK;
 }
 
-static dms_status finish(dms_checkpoint_writer *w)
+dms_status dms_checkpoint_writer_finish(const char **file, dms_checkpoint_writer *w)
 {
     const herr_t closed = H5Fclose(w->file);
     w->file = -1;
     if (closed < 0)
         return failed(w, "close", "the file");
     DMS_TRY(cut_reserve(w));
-    DMS_TRY(dms_trailer_write(w->fd, w->temporary, &w->extents));
-    if (fsync(w->fd))
-        return dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", w->temporary, strerror(errno));
+    DMS_TRY(dms_trailer_write(w->temporary.fd, w->temporary.path, &w->extents));
+    if (fsync(w->temporary.fd))
+        return dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", w->path, strerror(errno));
+    w->finished = true;
+    if (file)
+        *file = w->temporary.path;
+    return DMS_OK;
+}
+
+static dms_status publish(dms_checkpoint_writer *w)
+{
+    dms_status status = DMS_OK;
     char *folder = dms_path_folder(w->path); /* before PATH is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
-    dms_status status = DMS_OK;
-    if (rename(w->temporary, w->path))
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", w->temporary,
+    if (rename(w->temporary.path, w->path))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", w->temporary.path,
                                   w->path, strerror(errno)));
-    free(w->temporary);
-    w->temporary = NULL;
+    dms_temporary_close(&w->temporary);
     DMS_TRY_OR(done, dms_folder_sync(folder));
 done:
     free(folder);
@@ -400,7 +401,9 @@ done:
 
 dms_status dms_checkpoint_writer_commit(dms_checkpoint_writer *w)
 {
-    const dms_status status = finish(w);
+    dms_status status = w->finished ? DMS_OK : dms_checkpoint_writer_finish(NULL, w);
+    if (!status)
+        status = publish(w);
     dms_checkpoint_writer_abort(w);
     return status;
 }
@@ -411,12 +414,8 @@ void dms_checkpoint_writer_abort(dms_checkpoint_writer *w)
         return;
     if (w->file >= 0)
         H5Fclose(w->file);
-    if (w->fd >= 0)
-        close(w->fd);
-    if (w->temporary && w->fd >= 0)
-        unlink(w->temporary);
+    dms_temporary_abort(&w->temporary);
     free(w->extents.items);
     free(w->path);
-    free(w->temporary);
     free(w);
 }

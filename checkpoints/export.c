@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/source_reader.h"
+
 static const struct {
     const char *name, *torch;
 } types[] = {[DMS_EXPORT_BF16] = {"bf16", "bfloat16"},
@@ -63,15 +65,10 @@ void dms_export_close(dms_export *e)
     free(e);
 }
 
-static bool is_gate_tensor(const char *name)
-{
-    return strstr(name, ".dms_proj_alpha") != NULL;
-}
-
 static bool is_left_out(const dms_export *e, const char *name, bool gate_only)
 {
     if (gate_only)
-        return !is_gate_tensor(name);
+        return !dms_layout_is_gate(name);
     return dms_layout_leaves_out(dms_source_config(e->source), name);
 }
 
@@ -85,7 +82,7 @@ static void choose_type(dms_tensor_entry *entry, const dms_tensor_info *info, dm
                                                              : DMS_BF16;
         return;
     }
-    const bool gate = is_gate_tensor(info->name);
+    const bool gate = dms_layout_is_gate(info->name);
     entry->half = type == DMS_EXPORT_F16 && !gate;
     entry->dtype = type == DMS_EXPORT_BF16 && !gate ? DMS_BF16 : DMS_F32;
 }
@@ -155,6 +152,8 @@ dms_status dms_export_list(dms_export *e, dms_export_type type, bool gate_only, 
 {
     const int64_t n = dms_source_count(e->source);
     const json_t *config = outside ? dms_source_config(e->source) : NULL;
+    if (outside && !gate_only)
+        DMS_TRY(dms_source_expect_model(e->source));
     free(e->entries);
     free(e->origins);
     e->count = 0;

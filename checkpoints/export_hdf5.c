@@ -1,7 +1,5 @@
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "checkpoints/export.h"
 #include "checkpoints/huggingface.h"
@@ -70,22 +68,6 @@ done:
     return status;
 }
 
-static dms_status write_file(const char *path, dms_export *e, const dms_export_hdf5 *options)
-{
-    dms_checkpoint_writer *w = NULL;
-    dms_status status = DMS_OK;
-    const dms_tensor_set set = dms_export_set(e);
-    DMS_TRY(dms_checkpoint_writer_open(&w, path));
-    if (options->compress)
-        dms_checkpoint_writer_compress(w);
-    DMS_TRY_OR(failed, put_texts(w, e, options->config));
-    DMS_TRY_OR(failed, put_tensors(w, &set));
-    return dms_checkpoint_writer_commit(w);
-failed:
-    dms_checkpoint_writer_abort(w);
-    return status;
-}
-
 static dms_status check_written(const char *path, dms_export *e)
 {
     dms_source *back = NULL;
@@ -98,27 +80,22 @@ static dms_status check_written(const char *path, dms_export *e)
 
 dms_status dms_export_write_hdf5(dms_export *e, const dms_export_hdf5 *options)
 {
+    dms_checkpoint_writer *w = NULL;
     dms_status status = DMS_OK;
-    const size_t n = strlen(options->path) + sizeof(".dms-tmp");
-    char *made = NULL, *folder = NULL;
+    const char *made;
+    const dms_tensor_set set = dms_export_set(e);
     if (!options->force && dms_path_exists(options->path))
-        return dms_fail(DMS_ERR_IO, "%s exists; choose another name or force the replacement",
+        return dms_fail(DMS_ERR_IO, "%s exists; choose another name, or replace it with --force",
                         options->path);
-    made = malloc(n);
-    folder = dms_path_folder(options->path);
-    if (!made || !folder)
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for a file name"));
-    snprintf(made, n, "%s.dms-tmp", options->path);
-    DMS_TRY_OR(done, write_file(made, e, options));
-    status = check_written(made, e);
-    if (!status && rename(made, options->path))
-        status = dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s", made, options->path);
-    if (!status)
-        status = dms_folder_sync(folder);
-    else
-        unlink(made);
-done:
-    free(made);
-    free(folder);
+    DMS_TRY(dms_checkpoint_writer_open(&w, options->path));
+    if (options->compress)
+        dms_checkpoint_writer_compress(w);
+    DMS_TRY_OR(failed, put_texts(w, e, options->config));
+    DMS_TRY_OR(failed, put_tensors(w, &set));
+    DMS_TRY_OR(failed, dms_checkpoint_writer_finish(&made, w));
+    DMS_TRY_OR(failed, check_written(made, e));
+    return dms_checkpoint_writer_commit(w);
+failed:
+    dms_checkpoint_writer_abort(w);
     return status;
 }

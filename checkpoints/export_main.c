@@ -36,8 +36,7 @@ static const char help[] =
     "      --compress         hdf5: gzip and shuffle, 1.2 to 1.4 times smaller, slower to open\n"
     "      --dms-shift 0|1    which token a decision governs, where MODEL leaves it open or\n"
     "                         follows FastDMS: its own (0) or the one before (1)\n"
-    "      --force            replace a folder that holds a model, with all files in it, or a "
-    "file\n"
+    "      --force            replace the model in a folder, whose other files stay, or a file\n"
     "  -h, --help             this text\n"
     "\n"
     "Exit: 0 done, 1 failed, 2 wrong usage.\n"
@@ -47,22 +46,24 @@ typedef struct {
     const char *input, *to, *output;
     dms_export_type type;
     size_t shard_bytes;
-    int64_t shift; /* -1: not said */
-    bool force, compress;
-    bool q8_0; /* gguf's own type, instead of `type` */
+    int64_t shift;                 /* -1: not said */
+    bool force, compress, sharded; /* sharded: --shard-size was said */
+    bool q8_0;                     /* gguf's own type, instead of `type` */
 } arguments;
 
-/* The config of the export before a format changes it. */
-static dms_status make_config(json_t **out, const dms_export *e, const arguments *a)
+/* The config of the export before a format changes it. *usage: what failed is --dms-shift. */
+static dms_status make_config(json_t **out, const dms_export *e, const arguments *a, bool *usage)
 {
     dms_gate gate;
     dms_status status = DMS_OK;
     json_t *config = NULL;
     double trained = 0;
+    DMS_TRY(dms_gate_parse(&gate, dms_source_config(e->source)));
+    *usage = true; /* as in the programs that run the model */
     if (a->shift == 0 && dms_source_number(e->source, "shift", &trained) && trained == 1)
         return dms_fail(DMS_ERR_ARG, "--dms-shift is 0, but %s was trained with 1", a->input);
-    DMS_TRY(dms_gate_parse(&gate, dms_source_config(e->source)));
     DMS_TRY(dms_gate_settle(&gate, a->shift));
+    *usage = false;
     DMS_TRY(dms_plain_config(&config, dms_source_config(e->source)));
     if (a->shift >= 0)
         json_object_del(config, "dms_shift");
@@ -184,7 +185,7 @@ static int format_of(const char *name)
 }
 
 /* Exports into one folder take turns: two to one name would write the same temporaries. */
-static dms_status export_all(const arguments *a)
+static dms_status export_all(const arguments *a, bool *usage)
 {
     dms_status status = DMS_OK;
     dms_export *e = NULL;
@@ -192,7 +193,7 @@ static dms_status export_all(const arguments *a)
     int lock = -1;
     DMS_TRY(dms_folder_lock(&lock, a->output));
     DMS_TRY_OR(done, dms_export_open(&e, a->input));
-    DMS_TRY_OR(done, make_config(&config, e, a));
+    DMS_TRY_OR(done, make_config(&config, e, a, usage));
     DMS_TRY_OR(done, formats[format_of(a->to)].run(e, a, config));
 done:
     json_decref(config);
@@ -241,6 +242,7 @@ static dms_status take(arguments *a, int option, char *const *argv)
         a->q8_0 = !strcmp(optarg, "q8_0");
         return a->q8_0 ? DMS_OK : dms_export_type_from_name(&a->type, optarg);
     case 's':
+        a->sharded = true;
         return take_size(&a->shard_bytes);
     case 'S':
         return dms_program_number(&a->shift, "--dms-shift", 0, 1);
@@ -259,6 +261,9 @@ static dms_status check(const arguments *a)
 {
     if (a->compress && strcmp(a->to, "hdf5") != 0)
         return dms_fail(DMS_ERR_ARG, "--compress is for --to hdf5, not for %s", a->to);
+    if (a->sharded && strcmp(a->to, "hf") != 0 && strcmp(a->to, "nvidia-dms") != 0)
+        return dms_fail(DMS_ERR_ARG, "--shard-size is for --to hf and nvidia-dms, not for %s",
+                        a->to);
     if (a->q8_0 && strcmp(a->to, "gguf") != 0)
         return dms_fail(DMS_ERR_ARG, "--type q8_0 is for --to gguf, not for %s", a->to);
     if (a->type == DMS_EXPORT_STORED && !strcmp(a->to, "gguf"))
@@ -297,8 +302,9 @@ int main(int argc, char **argv)
         return dms_program_refuse(program);
     a.input = argv[optind];
     signal(SIGXFSZ, SIG_IGN); /* a file too large for the limit is a failure of its write */
-    const dms_status status = export_all(&a);
+    bool usage = false;
+    const dms_status status = export_all(&a, &usage);
     if (!status)
         printf("%s written to %s\n", a.to, a.output);
-    return dms_program_end(program, status);
+    return usage ? dms_program_refuse(program) : dms_program_end(program, status);
 }

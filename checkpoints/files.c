@@ -28,12 +28,27 @@ static dms_status map_fd(dms_mapping *out, int fd, const char *path)
     return DMS_OK;
 }
 
+static dms_status fail_to_open(const char *path, int error)
+{
+    char *aside = NULL;
+    if (error == ENOENT)
+        DMS_TRY(dms_aside_find(&aside, path));
+    const dms_status status =
+        aside ? dms_fail(DMS_ERR_IO,
+                         "%s is missing, but an interrupted export has left the old one as %s; "
+                         "rename that to %s, or export again",
+                         path, aside, path)
+              : dms_fail(DMS_ERR_IO, "%s cannot be opened: %s", path, strerror(error));
+    free(aside);
+    return status;
+}
+
 dms_status dms_mapping_open(dms_mapping *out, const char *path)
 {
     /* O_NONBLOCK: a named pipe must not hang the open. */
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return dms_fail(DMS_ERR_IO, "%s cannot be opened: %s", path, strerror(errno));
+        return fail_to_open(path, errno);
     const dms_status status = map_fd(out, fd, path);
     close(fd);
     return status;
@@ -120,35 +135,27 @@ dms_status dms_folder_sync(const char *folder)
 
 dms_status dms_outfile_open(dms_outfile *out, const char *path)
 {
-    const size_t n = strlen(path) + 5;
-    dms_outfile f = {-1, strdup(path), malloc(n)};
-    if (f.path && f.temporary) {
-        snprintf(f.temporary, n, "%s.tmp", path);
-        f.fd = open(f.temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    }
-    if (f.fd < 0) {
-        const dms_status status =
-            f.path && f.temporary
-                ? dms_fail(DMS_ERR_IO, "%s.tmp cannot be created: %s", path, strerror(errno))
-                : dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    dms_outfile f = DMS_OUTFILE_NONE;
+    f.path = strdup(path);
+    const dms_status status = f.path ? dms_temporary_create(&f.temporary, path, false)
+                                     : dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    if (status)
         free(f.path);
-        free(f.temporary);
-        return status;
-    }
-    *out = f;
-    return DMS_OK;
+    else
+        *out = f;
+    return status;
 }
 
 dms_status dms_outfile_write(dms_outfile *f, const void *bytes, size_t n)
 {
     const uint8_t *at = bytes;
     while (n) {
-        const ssize_t done = write(f->fd, at, n < 1u << 30 ? n : 1u << 30);
+        const ssize_t done = write(f->temporary.fd, at, n < 1u << 30 ? n : 1u << 30);
         if (done < 0 && errno == EINTR)
             continue;
         if (done <= 0)
             return dms_fail(DMS_ERR_IO, "%s cannot be written: %s; free some space and try again",
-                            f->temporary, strerror(done ? errno : ENOSPC));
+                            f->path, strerror(done ? errno : ENOSPC));
         at += done;
         n -= (size_t)done;
     }
@@ -157,21 +164,16 @@ dms_status dms_outfile_write(dms_outfile *f, const void *bytes, size_t n)
 
 static dms_status publish(dms_outfile *f)
 {
-    if (fsync(f->fd))
-        return dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", f->temporary, strerror(errno));
-    const int failed = close(f->fd);
-    f->fd = -1;
-    if (failed)
-        return dms_fail(DMS_ERR_IO, "%s cannot be closed: %s", f->temporary, strerror(errno));
+    dms_status status = DMS_OK;
     char *folder = dms_path_folder(f->path); /* before the file is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
-    dms_status status = DMS_OK;
-    if (rename(f->temporary, f->path))
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary,
+    if (fsync(f->temporary.fd))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", f->path, strerror(errno)));
+    if (rename(f->temporary.path, f->path))
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", f->temporary.path,
                                   f->path, strerror(errno)));
-    free(f->temporary);
-    f->temporary = NULL;
+    dms_temporary_close(&f->temporary);
     DMS_TRY_OR(done, dms_folder_sync(folder));
 done:
     free(folder);
@@ -187,13 +189,9 @@ dms_status dms_outfile_commit(dms_outfile *f)
 
 void dms_outfile_abort(dms_outfile *f)
 {
-    if (f->fd >= 0)
-        close(f->fd);
-    if (f->temporary)
-        unlink(f->temporary);
+    dms_temporary_abort(&f->temporary);
     free(f->path);
-    free(f->temporary);
-    *f = (dms_outfile){.fd = -1};
+    f->path = NULL;
 }
 
 dms_status dms_file_write(const char *path, const void *bytes, size_t n)

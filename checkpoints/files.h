@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "checkpoints/temporary.h"
 #include "kernels/status.h"
 
 DMS_BEGIN_C
@@ -16,7 +17,8 @@ typedef struct {
     size_t size;
 } dms_mapping;
 
-/* DMS_ERR_IO where `path` is missing, unreadable or no regular file. */
+/* DMS_ERR_IO where `path` is missing, unreadable or no regular file; where an interrupted export
+ * has moved it aside, the message says where it is. */
 dms_status dms_mapping_open(dms_mapping *out, const char *path);
 void dms_mapping_close(dms_mapping *m);
 
@@ -36,19 +38,22 @@ dms_status dms_folder_lock(int *fd, const char *path);
 /* Makes a folder's entries durable. */
 dms_status dms_folder_sync(const char *folder);
 
-/* A file that appears under its name only when complete: written as NAME.tmp beside it. */
+/* A file that appears under its name only when complete: a temporary until then. */
 typedef struct {
-    int fd; /* -1 when closed */
-    char *path, *temporary;
+    char *path;
+    dms_temporary temporary; /* fd -1 when closed */
 } dms_outfile;
+
+/* No file yet: what abort may be called on. */
+#define DMS_OUTFILE_NONE ((dms_outfile){.temporary = {.fd = -1}})
 
 dms_status dms_outfile_open(dms_outfile *out, const char *path);
 /* DMS_ERR_IO names the file and the reason ("No space left on device"). */
 dms_status dms_outfile_write(dms_outfile *f, const void *bytes, size_t n);
-/* fsync, close, rename, fsync of the folder. On failure the temporary is removed; in both cases
+/* fsync, rename, close, fsync of the folder. On failure the temporary is removed; in both cases
  * `f` is closed. */
 dms_status dms_outfile_commit(dms_outfile *f);
-/* Removes the temporary. Legal after commit, and on a zeroed struct with fd -1. */
+/* Removes the temporary. Legal after commit, and on DMS_OUTFILE_NONE. */
 void dms_outfile_abort(dms_outfile *f);
 /* All of it at once. */
 dms_status dms_file_write(const char *path, const void *bytes, size_t n);

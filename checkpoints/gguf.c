@@ -4,6 +4,7 @@
 
 #include "checkpoints/gguf_names.h"
 #include "checkpoints/gguf_read.h"
+#include "checkpoints/model_type.h"
 
 /* The files of one model, most often one. */
 typedef struct {
@@ -24,8 +25,8 @@ static dms_status read_part(model_files *files, dms_source *s, int i, char *path
     return dms_gguf_part_read(&files->parts[i], &m, path);
 }
 
-/* "FOLDER/NAME-00002-of-00003.gguf" with another number; NULL where the path does not end so. */
-static char *sibling_path(const char *path, int number, int count)
+/* "FOLDER/NAME-00002-of-00003.gguf" with another number. */
+static dms_status sibling_path(char **out, const char *path, int number, int count)
 {
     enum { TAIL = sizeof("-00001-of-00002.gguf") - 1 };
     const size_t n = strlen(path);
@@ -33,14 +34,17 @@ static char *sibling_path(const char *path, int number, int count)
     int found, all, end = 0;
     if (n <= TAIL || sscanf(path + n - TAIL, "-%5d-of-%5d.gguf%n", &found, &all, &end) != 2 ||
         end != TAIL || all != count)
-        return NULL;
-    char *out = malloc(n + sizeof(tail));
-    if (!out)
-        return NULL;
+        return dms_fail(DMS_ERR_FORMAT,
+                        "%s is one of %d parts of a model, expected a name that ends with "
+                        "-%05d-of-%05d.gguf, by which the others are found",
+                        path, count, 1, count);
+    *out = malloc(n + sizeof(tail));
+    if (!*out)
+        return dms_fail(DMS_ERR_NOMEM, "no memory to open the parts of %s", path);
     snprintf(tail, sizeof(tail), "-%05d-of-%05d.gguf", number, count);
-    memcpy(out, path, n - TAIL);
-    strcpy(out + n - TAIL, tail);
-    return out;
+    memcpy(*out, path, n - TAIL);
+    strcpy(*out + n - TAIL, tail);
+    return DMS_OK;
 }
 
 /* Part `number` of `count` must say that it is just that. */
@@ -58,12 +62,8 @@ static dms_status check_part(const dms_gguf_part *part, int number, int count)
 
 static dms_status open_part(model_files *files, dms_source *s, int number)
 {
-    char *path = sibling_path(s->path, number, files->count);
-    if (!path)
-        return dms_fail(DMS_ERR_FORMAT,
-                        "%s is one of %d parts of a model, expected a name that ends with "
-                        "-%05d-of-%05d.gguf, by which the others are found",
-                        s->path, files->count, 1, files->count);
+    char *path;
+    DMS_TRY(sibling_path(&path, s->path, number, files->count));
     if (!dms_path_exists(path)) {
         const dms_status status = dms_fail(
             DMS_ERR_IO, "part %d of %d is missing: %s; put all parts of the model into one folder",
@@ -133,17 +133,18 @@ static dms_status open_files(model_files *files, dms_source *s)
 
 /* ---- tensors -------------------------------------------------------------------------------- */
 
-/* Architecture llama: q and k rows are permuted (llama.cpp's convert_hf_to_gguf.py, LlamaModel). */
-static dms_status set_rotary(dms_source *s, const dms_gguf_meta *meta)
+/* Where q and k rows are permuted (llama.cpp's convert_hf_to_gguf.py, LlamaModel). */
+static dms_status set_rotary(dms_source *s)
 {
-    const int64_t heads = dms_gguf_int(meta, "llama.attention.head_count", 0);
-    const int64_t kv = dms_gguf_int(meta, "llama.attention.head_count_kv", heads);
+    const dms_model_type *type = dms_model_type_of(s->config);
+    const json_t *heads = json_object_get(s->config, type->heads);
+    const json_t *groups = json_object_get(s->config, "num_key_value_heads");
     for (int64_t i = 0; i < s->n_tensors; i++) {
         dms_source_tensor *t = &s->tensors[i];
         const bool q = strstr(t->info.name, ".self_attn.q_proj.") != NULL;
         if (!q && !strstr(t->info.name, ".self_attn.k_proj."))
             continue;
-        const int64_t n = q ? heads : kv;
+        const int64_t n = json_integer_value(q ? heads : groups);
         size_t block;
         const bool vector_ok = t->info.rank == 1 && dms_file_type_block(t->info.type, &block) == 1;
         if (n < 1 || n > 1 << 20 || t->info.shape[0] % (2 * n) || !(t->info.rank == 2 || vector_ok))
@@ -199,8 +200,8 @@ static dms_status add_parts(dms_source *s, const model_files *files)
                 DMS_TRY(add_tensor(s, t, family));
         }
     DMS_TRY(dms_gguf_make_config(s, meta, family, &factors));
-    if (!strcmp(family, "llama"))
-        DMS_TRY(set_rotary(s, meta));
+    if (dms_model_type_find(family)->gguf_permuted)
+        DMS_TRY(set_rotary(s));
     DMS_TRY(dms_gguf_add_gate(s, meta, family));
     return dms_gguf_make_tokenizer(s, meta);
 }

@@ -3,25 +3,29 @@
 #include <string.h>
 
 #include "checkpoints/gguf_read.h"
+#include "checkpoints/layout.h"
+#include "checkpoints/model_type.h"
+#include "kernels/decimal.h"
 
 dms_status dms_gguf_family(const char **out, const dms_gguf_meta *meta)
 {
-    static const char *const families[] = {"llama", "qwen2", "qwen3", "gpt2"};
+    char known[128];
+    const dms_model_type *t;
     const dms_gguf_string s = dms_gguf_text(meta, "general.architecture");
-    for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++)
-        if (dms_gguf_is(s, families[i])) {
-            *out = families[i];
+    for (int i = 0; (t = dms_model_type_at(i)); i++)
+        if (dms_gguf_is(s, t->name)) {
+            *out = t->name;
             return DMS_OK;
         }
-    return dms_fail(
-        DMS_ERR_FORMAT, "%s: general.architecture is %.*s; llama, qwen2, qwen3 and gpt2 are read",
-        meta->path, s.text ? (int)(s.length < 40 ? s.length : 40) : 6, s.text ? s.text : "absent");
+    return dms_fail(DMS_ERR_FORMAT, "%s: general.architecture is %.*s; %s are read", meta->path,
+                    s.text ? (int)(s.length < 40 ? s.length : 40) : 6, s.text ? s.text : "absent",
+                    dms_model_type_list(known, "and"));
 }
 
 /* What the keys of one file are made from. */
 typedef struct {
     const dms_gguf_meta *meta;
-    const char *family;
+    const dms_model_type *type;
     json_t *config;
     bool *failed; /* a key could not be set */
 } maker;
@@ -33,7 +37,7 @@ static void put(const maker *m, const char *hf, json_t *value)
 
 static const char *full_key(char key[96], const maker *m, const char *name)
 {
-    snprintf(key, 96, "%s.%s", m->family, name);
+    snprintf(key, 96, "%s.%s", m->type->name, name);
     return key;
 }
 
@@ -60,9 +64,12 @@ static int64_t get(const maker *m, const char *hf)
     return json_integer_value(json_object_get(m->config, hf));
 }
 
-static dms_status put_vocab(const maker *m, const dms_source *s, const char *embedding)
+static dms_status put_vocab(const maker *m, const dms_source *s)
 {
-    const dms_tensor_info *info = dms_source_find(s, embedding);
+    static const char embedding[] = "model.embed_tokens.weight";
+    dms_layout_place place;
+    const bool other = dms_layout_find(&place, m->config, embedding);
+    const dms_tensor_info *info = dms_source_find(s, other ? place.name : embedding);
     if (!info || info->rank != 2)
         return dms_fail(DMS_ERR_FORMAT, "%s: tensor token_embd.weight is missing or no matrix",
                         s->path);
@@ -70,19 +77,18 @@ static dms_status put_vocab(const maker *m, const dms_source *s, const char *emb
     return DMS_OK;
 }
 
-static dms_status put_heads(const maker *m)
+static dms_status put_groups(const maker *m)
 {
     char key[96];
-    DMS_TRY(put_int(m, "num_attention_heads", "attention.head_count"));
+    const int64_t heads = get(m, m->type->heads);
     if (has(m, "attention.head_count_kv"))
         DMS_TRY(put_int(m, "num_key_value_heads", "attention.head_count_kv"));
     else
-        put(m, "num_key_value_heads", json_integer(get(m, "num_attention_heads")));
-    const int64_t heads = get(m, "num_attention_heads");
+        put(m, "num_key_value_heads", json_integer(heads));
     if (has(m, "attention.key_length"))
         DMS_TRY(put_int(m, "head_dim", "attention.key_length"));
     else if (heads)
-        put(m, "head_dim", json_integer(get(m, "hidden_size") / heads));
+        put(m, "head_dim", json_integer(get(m, m->type->width) / heads));
     const int64_t rotary =
         dms_gguf_int(m->meta, full_key(key, m, "rope.dimension_count"), get(m, "head_dim"));
     if (rotary != get(m, "head_dim"))
@@ -95,37 +101,14 @@ static dms_status put_heads(const maker *m)
 
 static dms_status put_sizes(const maker *m, const dms_source *s)
 {
-    DMS_TRY(put_int(m, "hidden_size", "embedding_length"));
-    DMS_TRY(put_int(m, "intermediate_size", "feed_forward_length"));
-    DMS_TRY(put_int(m, "num_hidden_layers", "block_count"));
-    DMS_TRY(put_heads(m));
-    DMS_TRY(put_int(m, "max_position_embeddings", "context_length"));
-    return put_vocab(m, s, "model.embed_tokens.weight");
-}
-
-static dms_status put_gpt2_sizes(const maker *m, const dms_source *s)
-{
-    DMS_TRY(put_int(m, "n_embd", "embedding_length"));
-    DMS_TRY(put_int(m, "n_inner", "feed_forward_length"));
-    DMS_TRY(put_int(m, "n_layer", "block_count"));
-    DMS_TRY(put_int(m, "n_head", "attention.head_count"));
-    DMS_TRY(put_int(m, "n_positions", "context_length"));
-    put(m, "activation_function", json_string("gelu_new"));
-    return put_vocab(m, s, "transformer.wte.weight");
-}
-
-/* A float stored as f32 prints as the decimal number its author wrote: 1e-5, not 9.99e-06. */
-static double shortest(double x)
-{
-    char text[32];
-    double y = x;
-    for (int digits = 6; digits <= 9; digits++) {
-        snprintf(text, sizeof(text), "%.*g", digits, x);
-        sscanf(text, "%lf", &y);
-        if ((float)y == (float)x)
-            break;
-    }
-    return y;
+    DMS_TRY(put_int(m, m->type->width, "embedding_length"));
+    DMS_TRY(put_int(m, m->type->ffn, "feed_forward_length"));
+    DMS_TRY(put_int(m, m->type->layers, "block_count"));
+    DMS_TRY(put_int(m, m->type->heads, "attention.head_count"));
+    if (m->type->rotary)
+        DMS_TRY(put_groups(m));
+    DMS_TRY(put_int(m, m->type->positions, "context_length"));
+    return put_vocab(m, s);
 }
 
 static dms_status put_epsilon(const maker *m, const char *hf, const char *name)
@@ -135,7 +118,7 @@ static dms_status put_epsilon(const maker *m, const char *hf, const char *name)
     if (!(eps > 0 && eps < 1))
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s is missing or not between 0 and 1",
                         m->meta->path, key);
-    put(m, hf, json_real(shortest(eps)));
+    put(m, hf, json_real(dms_decimal((float)eps)));
     return DMS_OK;
 }
 
@@ -147,7 +130,7 @@ static dms_status put_theta(const maker *m)
     if (!(theta > 1 && theta < 1e30))
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s is %g, expected more than 1", m->meta->path,
                         key, theta);
-    put(m, "rope_theta", json_real(shortest(theta)));
+    put(m, "rope_theta", json_real(dms_decimal((float)theta)));
     return DMS_OK;
 }
 
@@ -216,7 +199,7 @@ static bool find_llama3(dms_gguf_llama3 *p, const maker *m, const dms_gguf_facto
         .original = dms_gguf_number(m->meta, full_key(key, m, "rope.llama3.original_context"), 0)};
     if (p->factor > 0 && p->original >= 1 && p->original < 1e9)
         return dms_gguf_factors_fit(factors, p, theta);
-    *p = (dms_gguf_llama3){shortest((double)factors->values[factors->n - 1]), 1, 4, 16};
+    *p = (dms_gguf_llama3){dms_decimal(factors->values[factors->n - 1]), 1, 4, 16};
     for (; p->original <= 1 << 20; p->original *= 2)
         if (dms_gguf_factors_fit(factors, p, theta))
             return true;
@@ -257,7 +240,7 @@ static dms_status put_scaling(const maker *m, const dms_gguf_factors *factors)
         json_pack("{s:s%, s:f}", "rope_type", type.text, type.length, "factor", factor);
     if (!scaling)
         return dms_fail(DMS_ERR_FORMAT, "%s: the keys %s.rope.scaling are malformed", m->meta->path,
-                        m->family);
+                        m->type->name);
     if (original > 0)
         *m->failed |= json_object_set_new(scaling, "original_max_position_embeddings",
                                           json_integer(original)) != 0;
@@ -267,12 +250,12 @@ static dms_status put_scaling(const maker *m, const dms_gguf_factors *factors)
 
 static dms_status put_numbers(const maker *m, const dms_source *s, const dms_gguf_factors *factors)
 {
-    if (!strcmp(m->family, "gpt2")) {
-        DMS_TRY(put_gpt2_sizes(m, s));
-        return put_epsilon(m, "layer_norm_epsilon", "attention.layer_norm_epsilon");
-    }
     DMS_TRY(put_sizes(m, s));
-    DMS_TRY(put_epsilon(m, "rms_norm_eps", "attention.layer_norm_rms_epsilon"));
+    DMS_TRY(put_epsilon(m, m->type->norm_eps,
+                        m->type->rotary ? "attention.layer_norm_rms_epsilon"
+                                        : "attention.layer_norm_epsilon"));
+    if (!m->type->rotary)
+        return DMS_OK;
     DMS_TRY(put_theta(m));
     return put_scaling(m, factors);
 }
@@ -281,13 +264,11 @@ static dms_status put_all(const maker *m, const dms_source *s, const dms_gguf_fa
 {
     DMS_TRY(put_numbers(m, s, factors));
     put(m, "tie_word_embeddings", json_boolean(!dms_source_find(s, "lm_head.weight")));
-    /* Qwen2's biases and GPT-2's are part of the family, not a key. */
-    if (!strcmp(m->family, "llama") || !strcmp(m->family, "qwen3")) {
+    if (m->type->bias_by_key) {
         const bool bias = dms_source_find(s, "model.layers.0.self_attn.q_proj.bias");
         put(m, "attention_bias", json_boolean(bias));
     }
-    if (strcmp(m->family, "gpt2") != 0)
-        put(m, "hidden_act", json_string("silu"));
+    put(m, m->type->activation_key, json_string(m->type->activation));
     put_token(m, "bos_token_id", "tokenizer.ggml.bos_token_id");
     put_ends(m);
     put_token(m, "pad_token_id", "tokenizer.ggml.padding_token_id");
@@ -298,19 +279,14 @@ static dms_status put_all(const maker *m, const dms_source *s, const dms_gguf_fa
 dms_status dms_gguf_make_config(dms_source *s, const dms_gguf_meta *meta, const char *family,
                                 const dms_gguf_factors *factors)
 {
-    static const char *const classes[][2] = {{"llama", "LlamaForCausalLM"},
-                                             {"qwen2", "Qwen2ForCausalLM"},
-                                             {"qwen3", "Qwen3ForCausalLM"},
-                                             {"gpt2", "GPT2LMHeadModel"}};
     bool failed = false;
-    const char *class = classes[0][1];
-    for (size_t i = 0; i < sizeof(classes) / sizeof(*classes); i++)
-        if (!strcmp(family, classes[i][0]))
-            class = classes[i][1];
+    char class[64];
+    const dms_model_type *type = dms_model_type_find(family);
+    snprintf(class, sizeof(class), "%s%s", type->class_begin, type->class_end);
     s->config = json_pack("{s:[s], s:s, s:s}", "architectures", class, "model_type", family,
                           "torch_dtype", "bfloat16");
     if (!s->config)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the configuration of %s", meta->path);
-    const maker m = {meta, family, s->config, &failed};
+    const maker m = {meta, type, s->config, &failed};
     return put_all(&m, s, factors);
 }

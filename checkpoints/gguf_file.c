@@ -63,7 +63,6 @@ static dms_status take_string(dms_gguf_string *out, cursor *c)
 /* Moves behind `count` items of a type. */
 static dms_status skip_items(cursor *c, dms_gguf_type type, uint64_t count)
 {
-    static const uint8_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
     const uint8_t *at;
     dms_gguf_string s;
     uint64_t bytes;
@@ -72,12 +71,12 @@ static dms_status skip_items(cursor *c, dms_gguf_type type, uint64_t count)
             DMS_TRY(take_string(&s, c));
         return DMS_OK;
     }
-    if (type == GGUF_ARRAY || type > GGUF_F64)
+    if (!dms_gguf_bytes(type))
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: metadata at offset %lld have type %d, which no known "
                         "key uses",
                         c->path, (long long)(c->at - c->start), (int)type);
-    if (__builtin_mul_overflow(count, (uint64_t)sizes[type], &bytes))
+    if (__builtin_mul_overflow(count, (uint64_t)dms_gguf_bytes(type), &bytes))
         bytes = UINT64_MAX;
     DMS_TRY(take(&at, c, bytes));
     return DMS_OK;

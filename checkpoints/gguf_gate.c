@@ -4,29 +4,14 @@
 
 #include "checkpoints/gguf_names.h"
 #include "checkpoints/gguf_read.h"
+#include "checkpoints/model_type.h"
 
 /* The sizes that the gate's tensors follow from. */
 typedef struct {
     dms_source *s;
     const char *family;
-    int64_t heads, groups, width, head_dim;
+    dms_model_heads heads;
 } gate_sizes;
-
-static int64_t number(const dms_source *s, const char *key)
-{
-    return json_integer_value(json_object_get(s->config, key));
-}
-
-static gate_sizes sizes_of(dms_source *s, const char *family)
-{
-    gate_sizes z = {s, family, 0, 0, 0, 0};
-    const bool gpt2 = !strcmp(family, "gpt2");
-    z.heads = number(s, gpt2 ? "n_head" : "num_attention_heads");
-    z.groups = gpt2 ? z.heads : number(s, "num_key_value_heads");
-    z.width = number(s, gpt2 ? "n_embd" : "hidden_size");
-    z.head_dim = gpt2 ? z.width / z.heads : number(s, "head_dim");
-    return z;
-}
 
 /* A number, text or truth of the metadata as the config's key dms_NAME. */
 static dms_status put_key(dms_source *s, const dms_gguf_meta *meta, const dms_gguf_value *v)
@@ -74,18 +59,19 @@ static dms_status check_array(const gate_array *a, int64_t n)
 /* A tensor of the adapter gate. */
 static dms_status add_adapter(const gate_sizes *z, const gate_array *a)
 {
-    char name[128];
-    const bool gpt2 = !strcmp(z->family, "gpt2"), matrix = !strcmp(a->part, "alpha.weight");
-    const int64_t rows = strcmp(a->part, "alpha_norm.weight") ? z->groups : z->width;
-    const int64_t n = matrix ? rows * z->width : rows;
-    snprintf(name, sizeof(name), "%s%d.%s.dms_proj_%s", gpt2 ? "transformer.h." : "model.layers.",
-             a->layer, gpt2 ? "attn" : "self_attn", a->part);
+    char name[128], rest[64];
+    const bool matrix = !strcmp(a->part, "alpha.weight");
+    const int64_t width = z->heads.width;
+    const int64_t rows = strcmp(a->part, "alpha_norm.weight") ? z->heads.groups : width;
+    const int64_t n = matrix ? rows * width : rows;
+    snprintf(rest, sizeof(rest), "dms_proj_%s", a->part);
+    dms_gguf_layer_name(name, sizeof(name), z->family, a->layer, rest);
     DMS_TRY(check_array(a, n));
     return dms_source_add_tensor(
         z->s, &(dms_source_tensor){.info = {.name = name,
                                             .type = DMS_FILE_F32,
                                             .rank = matrix ? 2 : 1,
-                                            .shape = {rows, matrix ? z->width : 1, 1, 1}},
+                                            .shape = {rows, matrix ? width : 1, 1, 1}},
                                    .data = a->value->at,
                                    .bytes = (size_t)n * sizeof(float),
                                    .type_name = "F32"});
@@ -98,7 +84,8 @@ static dms_status set_rows(const gate_sizes *z, const gate_array *a)
     char name[128];
     const char *suffix = a->part + strlen("rows.");
     const bool bias = !strcmp(suffix, "bias");
-    DMS_TRY(check_array(a, bias ? z->groups : z->groups * z->width));
+    const dms_model_heads *h = &z->heads;
+    DMS_TRY(check_array(a, bias ? h->groups : h->groups * h->width));
     dms_gguf_query_name(name, sizeof(name), z->family, a->layer, suffix);
     dms_source_tensor *q = dms_source_entry(z->s, name);
     size_t block;
@@ -109,17 +96,17 @@ static dms_status set_rows(const gate_sizes *z, const gate_array *a)
     if (!q || q->info.rank != (bias ? 1 : 2))
         return dms_fail(DMS_ERR_FORMAT, "%s: key %s has no tensor %s to belong to", a->meta->path,
                         a->key, name);
-    const int64_t step = z->heads / z->groups * z->head_dim;
-    const int64_t last = (z->groups - 1) * step + z->head_dim - 1;
+    const int64_t step = h->heads / h->groups * h->head_dim;
+    const int64_t last = (h->groups - 1) * step + h->head_dim - 1;
     const int64_t have = q->info.shape[q->transposed ? 1 : 0];
-    const int64_t width = bias ? z->width : q->info.shape[q->transposed ? 0 : 1];
-    if (last >= have || width != z->width)
+    const int64_t width = bias ? h->width : q->info.shape[q->transposed ? 0 : 1];
+    if (last >= have || width != h->width)
         return dms_fail(DMS_ERR_FORMAT, "%s: tensor %s has another shape than the config says",
                         a->meta->path, name);
     q->own_rows = a->value->at;
-    q->own_first = z->head_dim - 1;
+    q->own_first = h->head_dim - 1;
     q->own_step = step;
-    q->own_count = z->groups;
+    q->own_count = h->groups;
     return DMS_OK;
 }
 
@@ -141,13 +128,14 @@ static dms_status add_array(const gate_sizes *z, const dms_gguf_meta *meta, cons
                                                                           : DMS_OK;
 }
 
-static dms_status check_sizes(const gate_sizes *z)
+static dms_status find_sizes(gate_sizes *z, dms_source *s, const char *family)
 {
-    if (z->heads > 1 << 20 || z->groups < 1 || z->heads % z->groups || z->head_dim < 1 ||
-        z->head_dim > 1 << 20)
+    *z = (gate_sizes){.s = s, .family = family};
+    if (!dms_model_type_heads(&z->heads, s->config) || z->heads.heads > 1 << 20 ||
+        z->heads.head_dim > 1 << 20)
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: its heads do not split into groups, so its dms keys mean nothing",
-                        z->s->path);
+                        s->path);
     return DMS_OK;
 }
 
@@ -158,10 +146,8 @@ dms_status dms_gguf_add_gate(dms_source *s, const dms_gguf_meta *meta, const cha
         const dms_gguf_value *v = &meta->values[i];
         if (v->key.length <= 4 || memcmp(v->key.text, "dms.", 4) != 0)
             continue;
-        if (!z.s) {
-            z = sizes_of(s, family);
-            DMS_TRY(check_sizes(&z));
-        }
+        if (!z.s)
+            DMS_TRY(find_sizes(&z, s, family));
         DMS_TRY(v->array ? add_array(&z, meta, v) : put_key(s, meta, v));
     }
     return DMS_OK;

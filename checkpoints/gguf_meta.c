@@ -86,12 +86,18 @@ dms_gguf_string dms_gguf_text(const dms_gguf_meta *meta, const char *key)
     return dms_gguf_next(&at);
 }
 
+size_t dms_gguf_bytes(dms_gguf_type type)
+{
+    static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type < sizeof(bytes) ? bytes[type] : 0;
+}
+
 int64_t dms_gguf_item(const dms_gguf_value *array, uint64_t i)
 {
-    static const uint8_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-    if (!array || i >= array->count || !sizes[array->type])
+    const size_t bytes = array ? dms_gguf_bytes(array->type) : 0;
+    if (!bytes || i >= array->count)
         return -1;
-    return whole(load_number(array->type, array->at + i * sizes[array->type]), -1);
+    return whole(load_number(array->type, array->at + i * bytes), -1);
 }
 
 dms_gguf_string dms_gguf_next(const uint8_t **at)

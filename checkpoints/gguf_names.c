@@ -3,17 +3,17 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "checkpoints/model_type.h"
+
 typedef struct {
     const char *gguf, *hf; /* without .weight or .bias */
 } pair;
 
 typedef struct {
-    const char *layer; /* Hugging Face's prefix of a layer, before its number */
     pair whole[5], layers[12];
 } name_table;
 
-static const name_table llama = {.layer = "model.layers.",
-                                 .whole = {{"token_embd", "model.embed_tokens"},
+static const name_table llama = {.whole = {{"token_embd", "model.embed_tokens"},
                                            {"output_norm", "model.norm"},
                                            {"output", "lm_head"}},
                                  .layers = {{"attn_norm", "input_layernorm"},
@@ -27,8 +27,7 @@ static const name_table llama = {.layer = "model.layers.",
                                             {"ffn_gate", "mlp.gate_proj"},
                                             {"ffn_up", "mlp.up_proj"},
                                             {"ffn_down", "mlp.down_proj"}}};
-static const name_table gpt2 = {.layer = "transformer.h.",
-                                .whole = {{"token_embd", "transformer.wte"},
+static const name_table gpt2 = {.whole = {{"token_embd", "transformer.wte"},
                                           {"position_embd", "transformer.wpe"},
                                           {"output_norm", "transformer.ln_f"},
                                           {"output", "lm_head"}},
@@ -42,6 +41,14 @@ static const name_table gpt2 = {.layer = "transformer.h.",
 static const name_table *table_of(const char *family)
 {
     return strcmp(family, "gpt2") ? &llama : &gpt2;
+}
+
+/* Hugging Face's prefix of a layer, before its number. */
+static const char *layer_prefix(char text[32], const char *family)
+{
+    const dms_model_type *t = dms_model_type_find(family);
+    snprintf(text, 32, "%s%s", t ? t->prefix : "", t ? t->in_layers : "");
+    return text;
 }
 
 static bool same(const char *text, size_t n, const char *word)
@@ -78,6 +85,7 @@ static size_t layer_of(int *layer, const char *name, const char *prefix)
 
 void dms_gguf_to_hf(char *out, size_t n, const char *name, const char *family)
 {
+    char layers[32];
     const name_table *t = table_of(family);
     const char *dot = find_suffix(name);
     int layer = 0;
@@ -89,7 +97,7 @@ void dms_gguf_to_hf(char *out, size_t n, const char *name, const char *family)
     const char *hf =
         partner(rest ? t->layers : t->whole, at, at < dot ? (size_t)(dot - at) : 0, false);
     if (hf && rest)
-        snprintf(out, n, "%s%d.%s%s", t->layer, layer, hf, dot);
+        snprintf(out, n, "%s%d.%s%s", layer_prefix(layers, family), layer, hf, dot);
     else if (hf)
         snprintf(out, n, "%s%s", hf, dot);
 }
@@ -97,7 +105,7 @@ void dms_gguf_to_hf(char *out, size_t n, const char *name, const char *family)
 bool dms_gguf_from_hf(char *out, size_t n, const char *name, const char *family)
 {
     const name_table *t = table_of(family);
-    char full[256];
+    char full[256], layers[32];
     int layer = 0;
     const bool bare =
         t == &gpt2 && strncmp(name, "transformer.", 12) && strncmp(name, "lm_head", 7);
@@ -106,7 +114,7 @@ bool dms_gguf_from_hf(char *out, size_t n, const char *name, const char *family)
     *out = 0;
     if (!dot)
         return false;
-    const size_t rest = layer_of(&layer, full, t->layer);
+    const size_t rest = layer_of(&layer, full, layer_prefix(layers, family));
     const char *at = full + rest;
     const char *gguf =
         partner(rest ? t->layers : t->whole, at, at < dot ? (size_t)(dot - at) : 0, true);
@@ -124,9 +132,18 @@ bool dms_gguf_is_transposed(const char *name, const char *family)
            (strstr(name, ".attn.c_") || strstr(name, ".mlp.c_"));
 }
 
+void dms_gguf_layer_name(char *out, size_t n, const char *family, int64_t layer, const char *rest)
+{
+    char layers[32];
+    const dms_model_type *t = dms_model_type_find(family);
+    snprintf(out, n, "%s%lld.%s.%s", layer_prefix(layers, family), (long long)layer,
+             t ? t->attention : "", rest);
+}
+
 void dms_gguf_query_name(char *out, size_t n, const char *family, int64_t layer, const char *suffix)
 {
-    const name_table *t = table_of(family);
-    const char *query = t == &gpt2 ? "attn.c_attn" : "self_attn.q_proj";
-    snprintf(out, n, "%s%lld.%s.%s", t->layer, (long long)layer, query, suffix);
+    char rest[64];
+    const dms_model_type *t = dms_model_type_find(family);
+    snprintf(rest, sizeof(rest), "%s.%s", t ? t->query : "", suffix);
+    dms_gguf_layer_name(out, n, family, layer, rest);
 }

@@ -17,6 +17,9 @@ bool dms_gguf_from_hf(char *out, size_t n, const char *name, const char *family)
  * Conv1D weights. */
 bool dms_gguf_is_transposed(const char *name, const char *family);
 
+/* The Hugging Face name of `rest` in a layer's attention. */
+void dms_gguf_layer_name(char *out, size_t n, const char *family, int64_t layer, const char *rest);
+
 /* The Hugging Face name of a layer's query projection (GPT-2: of query, key and value together);
  * suffix "weight" or "bias". */
 void dms_gguf_query_name(char *out, size_t n, const char *family, int64_t layer,

@@ -52,6 +52,8 @@ int64_t dms_gguf_int(const dms_gguf_meta *meta, const char *key, int64_t fallbac
 dms_gguf_string dms_gguf_text(const dms_gguf_meta *meta, const char *key);
 /* The number, or an array's first; NaN for other types. */
 double dms_gguf_first(const dms_gguf_value *v);
+/* Bytes of a number or a truth; 0 for other types and for those that GGUF has not. */
+size_t dms_gguf_bytes(dms_gguf_type type);
 /* Item i of an array of integers; -1 beyond its end or for other types. */
 int64_t dms_gguf_item(const dms_gguf_value *array, uint64_t i);
 /* Steps through an array of strings: reads the string at *at and moves behind it. */

@@ -1,5 +1,6 @@
 #include "checkpoints/gguf_write.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 #include "checkpoints/gguf_names.h"
 #include "checkpoints/gguf_write_meta.h"
 #include "checkpoints/layout.h"
+#include "checkpoints/model_type.h"
 
 enum { ALIGNMENT = 32 };
 
@@ -31,16 +33,12 @@ typedef struct {
     dms_gguf_sizes z;
     planned *tensors;
     int64_t n_tensors;
-    float *buffer; /* any tensor of the set */
+    float *buffer; /* any tensor of the set: room numbers */
+    size_t room;
     dms_gguf_out keys, list;
 } writer;
 
 /* ---- what is written ------------------------------------------------------------------------ */
-
-static bool is_gate(const char *name)
-{
-    return strstr(name, ".dms_proj_") != NULL;
-}
 
 static bool ends_with(const char *name, const char *end)
 {
@@ -50,7 +48,7 @@ static bool ends_with(const char *name, const char *end)
 
 static dms_status set_layout(planned *p, const writer *w, const dms_tensor_entry *e)
 {
-    const bool llama = !strcmp(w->z.family, "llama");
+    const bool permuted = dms_model_type_find(w->z.family)->gguf_permuted;
     const bool q = strstr(e->name, ".self_attn.q_proj.") != NULL;
     size_t block;
     p->rank = e->rank;
@@ -58,7 +56,7 @@ static dms_status set_layout(planned *p, const writer *w, const dms_tensor_entry
     p->rows = e->rank == 2 ? e->shape[p->transposed ? 1 : 0] : 1;
     p->cols = e->shape[e->rank == 2 && !p->transposed ? 1 : 0];
     p->query = w->z.neuron && (q || strstr(e->name, "attn.c_attn."));
-    if (llama && (q || strstr(e->name, ".self_attn.k_proj.")))
+    if (permuted && (q || strstr(e->name, ".self_attn.k_proj.")))
         p->heads = q ? w->z.heads : w->z.groups;
     if (p->heads && (e->rank == 2 ? p->rows : p->cols) != p->heads * w->z.head_dim)
         return dms_fail(DMS_ERR_ARG, "tensor %s has no %lld heads of width %lld", e->name,
@@ -75,7 +73,7 @@ static dms_status plan_tensor(writer *w, int64_t i)
 {
     const dms_tensor_entry *e = &w->model->tensors.entries[i];
     planned *p = &w->tensors[w->n_tensors];
-    if (is_gate(e->name) || dms_layout_leaves_out(w->model->config, e->name))
+    if (dms_layout_is_gate(e->name) || dms_layout_leaves_out(w->model->config, e->name))
         return DMS_OK;
     *p = (planned){.index = i};
     if (!dms_gguf_from_hf(p->name, sizeof(p->name), e->name, w->z.family) || e->rank < 1 ||
@@ -299,13 +297,21 @@ static dms_status make_header(writer *w)
                : DMS_OK;
 }
 
+/* The first bytes of the file. */
+typedef struct {
+    char magic[4];
+    uint32_t version;
+    uint64_t tensors, keys;
+} file_head;
+
+static file_head head_of(const writer *w)
+{
+    return (file_head){"GGUF", 3, (uint64_t)w->n_tensors, w->keys.keys};
+}
+
 static dms_status write_all(dms_outfile *f, writer *w)
 {
-    struct {
-        char magic[4];
-        uint32_t version;
-        uint64_t tensors, keys;
-    } head = {"GGUF", 3, (uint64_t)w->n_tensors, w->keys.keys};
+    const file_head head = head_of(w);
     DMS_TRY(dms_outfile_write(f, &head, sizeof(head)));
     DMS_TRY(dms_outfile_write(f, w->keys.bytes, w->keys.n));
     DMS_TRY(dms_outfile_write(f, w->list.bytes, w->list.n));
@@ -335,7 +341,110 @@ static dms_status sink_to_compare(void *context, const void *bytes, size_t n)
     return DMS_OK;
 }
 
-/* Opens what was written, and compares it with the tensors fetched a second time. */
+static dms_status compare_header(const writer *w, const dms_mapping *m)
+{
+    const file_head head = head_of(w);
+    const size_t a = sizeof(head), b = w->keys.n, c = w->list.n;
+    if (m->size < a + b + c || memcmp(m->bytes, &head, a) != 0 ||
+        memcmp(m->bytes + a, w->keys.bytes, b) != 0 ||
+        memcmp(m->bytes + a + b, w->list.bytes, c) != 0)
+        return dms_fail(DMS_ERR_IO,
+                        "%s: the metadata came back from the file otherwise than written", w->path);
+    return DMS_OK;
+}
+
+/* Numbers of the metadata are f32 where llama.cpp has them so. */
+static bool same_value(const json_t *a, const json_t *b)
+{
+    const double x = json_number_value(a), y = json_number_value(b);
+    if (json_is_number(a) && json_is_number(b))
+        return x == y || fabs(x - y) <= 1e-6 * fabs(x);
+    return json_equal((json_t *)(uintptr_t)a, (json_t *)(uintptr_t)b);
+}
+
+/* What the config of the file says beside what was meant: every key of the gate, and of the others
+ * those that both have; of a list of ends GGUF holds three, and a null says nothing. */
+static dms_status compare_config(const writer *w, const json_t *back)
+{
+    const json_t *meant = w->model->config;
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)meant, key, value)
+    {
+        const json_t *found = json_object_get(back, key);
+        const bool gate = !strncmp(key, "dms_", 4);
+        if (json_is_null(value) || (!found && !gate) || json_is_object(value) ||
+            json_is_array(value) || (!gate && !json_is_number(value) && !json_is_string(value)) ||
+            !strcmp(key, "dtype") || !strcmp(key, "torch_dtype") ||
+            (!strcmp(key, "rope_theta") && json_object_get(meant, "rope_parameters")))
+            continue;
+        if (!json_is_array(found) && !same_value(value, found))
+            return dms_fail(DMS_ERR_IO, "%s: config key %s would be read back otherwise", w->path,
+                            key);
+    }
+    return DMS_OK;
+}
+
+/* The gate's numbers of a tensor: all of an adapter's, the borrowed rows of a query. */
+static dms_status compare_gate(writer *w, const dms_source *s, int64_t i, float *back)
+{
+    const dms_tensor_entry *e = &w->model->tensors.entries[i];
+    const dms_tensor_info *t = dms_source_find(s, e->name);
+    const planned *query = NULL;
+    for (int64_t k = 0; k < w->n_tensors; k++)
+        if (w->tensors[k].index == i && w->tensors[k].query)
+            query = &w->tensors[k];
+    if (!query && !dms_layout_is_gate(e->name))
+        return DMS_OK;
+    bool same = t && t->rank == e->rank && !memcmp(t->shape, e->shape, sizeof(*e->shape));
+    if (same) {
+        DMS_TRY(fetch(w, i));
+        DMS_TRY(dms_source_read(s, e->name, back, DMS_F32));
+    }
+    const int64_t n = dms_tensor_entry_count(e), out = !query             ? n
+                                                       : query->rank == 1 ? query->cols
+                                                                          : query->rows;
+    for (int64_t k = 0; same && k < n; k++) {
+        const int64_t row = query && query->transposed ? k % out : k / (n / out);
+        bool borrowed = !query;
+        for (int64_t g = 0; query && g < w->z.groups; g++)
+            borrowed |= row == borrowed_row(&w->z, g);
+        same = !borrowed || !memcmp(&back[k], &w->buffer[k], sizeof(float));
+    }
+    return same ? DMS_OK
+                : dms_fail(DMS_ERR_IO, "%s: the gate in tensor %s would be read back otherwise",
+                           w->path, e->name);
+}
+
+static bool same_text(const char *a, const char *b)
+{
+    return a && b ? !strcmp(a, b) : !a && !b;
+}
+
+/* The file as a model that is read: config, gate, tokenizer and template. */
+static dms_status compare_model(writer *w, const dms_source *s)
+{
+    size_t length = 0;
+    dms_status status = DMS_OK;
+    const char *tokenizer = dms_source_tokenizer(s, &length);
+    DMS_TRY(compare_config(w, dms_source_config(s)));
+    if (!w->model->tokenizer != !tokenizer ||
+        (tokenizer && (length != w->model->tokenizer_length ||
+                       memcmp(tokenizer, w->model->tokenizer, length) != 0)))
+        return dms_fail(DMS_ERR_IO, "%s: the tokenizer would be read back otherwise", w->path);
+    if (!same_text(w->model->chat_template, dms_source_chat_template(s)))
+        return dms_fail(DMS_ERR_IO, "%s: the chat template would be read back otherwise", w->path);
+    float *back = malloc(w->room * sizeof(*back));
+    if (!back)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for a tensor of %zu numbers", w->room);
+    for (int64_t i = 0; i < w->model->tensors.count && !status; i++)
+        status = compare_gate(w, s, i, back);
+    free(back);
+    return status;
+}
+
+/* Opens what was written, and compares all of it with what was meant, the tensors fetched a second
+ * time. */
 static dms_status verify(writer *w, const char *temporary)
 {
     dms_status status;
@@ -344,6 +453,8 @@ static dms_status verify(writer *w, const char *temporary)
     dms_gguf_part part = {0};
     DMS_TRY_OR(done, dms_source_open(&s, temporary));
     DMS_TRY_OR(done, dms_mapping_open(&m, temporary));
+    DMS_TRY_OR(done, compare_header(w, &m));
+    DMS_TRY_OR(done, compare_model(w, s));
     DMS_TRY_OR(done, dms_gguf_part_read(&part, &m, temporary));
     for (int64_t i = 0; i < w->n_tensors; i++) {
         compared c = {&part.tensors[i], 0};
@@ -363,7 +474,7 @@ static dms_status check_request(const char *path, const dms_gguf_model *model)
         return dms_fail(DMS_ERR_ARG, "GGUF is written as F32, F16, BF16 or Q8_0, not as %s",
                         dms_file_type_name(t));
     if (!model->force && dms_path_exists(path))
-        return dms_fail(DMS_ERR_IO, "%s exists; choose another name or force the replacement",
+        return dms_fail(DMS_ERR_IO, "%s exists; choose another name, or replace it with --force",
                         path);
     return DMS_OK;
 }
@@ -384,7 +495,8 @@ static dms_status open_buffer(writer *w)
         const int64_t n = dms_tensor_entry_count(&w->model->tensors.entries[i]);
         most = n > most ? n : most;
     }
-    w->buffer = malloc((size_t)most * sizeof(float));
+    w->room = (size_t)most;
+    w->buffer = malloc(w->room * sizeof(float));
     return w->buffer
                ? DMS_OK
                : dms_fail(DMS_ERR_NOMEM, "no memory for a tensor of %lld numbers", (long long)most);
@@ -393,7 +505,7 @@ static dms_status open_buffer(writer *w)
 dms_status dms_gguf_write(const char *path, const dms_gguf_model *model)
 {
     dms_status status;
-    dms_outfile f = {.fd = -1};
+    dms_outfile f = DMS_OUTFILE_NONE;
     writer w = {.model = model, .path = path};
     DMS_TRY_OR(done, check_request(path, model));
     DMS_TRY_OR(done, dms_gguf_sizes_read(&w.z, model->config));
@@ -402,7 +514,7 @@ dms_status dms_gguf_write(const char *path, const dms_gguf_model *model)
     DMS_TRY_OR(done, make_header(&w));
     DMS_TRY_OR(done, dms_outfile_open(&f, path));
     DMS_TRY_OR(done, write_all(&f, &w));
-    DMS_TRY_OR(done, verify(&w, f.temporary));
+    DMS_TRY_OR(done, verify(&w, f.temporary.path));
     DMS_TRY_OR(done, dms_outfile_commit(&f));
 done:
     dms_outfile_abort(&f);

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "checkpoints/model_type.h"
+
 static const json_t *rope_keys(const json_t *config)
 {
     const json_t *both = json_object_get(config, "rope_parameters");
@@ -62,10 +64,8 @@ static dms_status read_rope(dms_gguf_sizes *z, const json_t *config)
 
 static dms_status read_gate(dms_gguf_sizes *z, const json_t *config)
 {
-    const bool gate =
-        json_object_get(config, "dms_window_size") || json_object_get(config, "dms_alpha_scale");
-    z->adapter = gate && json_is_true(json_object_get(config, "dms_separate_alpha"));
-    z->neuron = gate && !z->adapter;
+    z->neuron = dms_model_type_borrows(config);
+    z->adapter = !z->neuron && dms_model_type_has_gate(config);
     if (z->neuron && !strcmp(z->family, "qwen3"))
         return dms_fail(DMS_ERR_ARG,
                         "a neuron gate of family qwen3 has no dense form: q_norm sees the borrowed "
@@ -75,14 +75,14 @@ static dms_status read_gate(dms_gguf_sizes *z, const json_t *config)
 
 static dms_status read_sizes(dms_gguf_sizes *z, const json_t *config)
 {
-    const bool gpt2 = !strcmp(z->family, "gpt2");
-    DMS_TRY(get_int(&z->width, config, gpt2 ? "n_embd" : "hidden_size", 0));
-    DMS_TRY(get_int(&z->layers, config, gpt2 ? "n_layer" : "num_hidden_layers", 0));
-    DMS_TRY(get_int(&z->heads, config, gpt2 ? "n_head" : "num_attention_heads", 0));
+    const dms_model_type *t = dms_model_type_find(z->family);
+    DMS_TRY(get_int(&z->width, config, t->width, 0));
+    DMS_TRY(get_int(&z->layers, config, t->layers, 0));
+    DMS_TRY(get_int(&z->heads, config, t->heads, 0));
     DMS_TRY(get_int(&z->vocab, config, "vocab_size", 0));
     z->groups = z->heads;
     z->head_dim = z->width / z->heads;
-    if (!gpt2) {
+    if (t->rotary) {
         DMS_TRY(get_int(&z->groups, config, "num_key_value_heads", z->heads));
         DMS_TRY(get_int(&z->head_dim, config, "head_dim", z->head_dim));
     }
@@ -96,17 +96,13 @@ static dms_status read_sizes(dms_gguf_sizes *z, const json_t *config)
 
 dms_status dms_gguf_sizes_read(dms_gguf_sizes *z, const json_t *config)
 {
-    static const char *const families[] = {"llama", "qwen2", "qwen3", "gpt2"};
+    char known[128];
+    const dms_model_type *t = dms_model_type_of(config);
     const char *type = json_string_value(json_object_get(config, "model_type"));
-    *z = (dms_gguf_sizes){0};
-    for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++)
-        if (type && !strcmp(type, families[i]))
-            z->family = families[i];
-    if (!z->family)
-        return dms_fail(DMS_ERR_ARG,
-                        "config key model_type is \"%.40s\", GGUF is written for llama, qwen2, "
-                        "qwen3 and gpt2",
-                        type ? type : "");
+    *z = (dms_gguf_sizes){.family = t ? t->name : NULL};
+    if (!t)
+        return dms_fail(DMS_ERR_ARG, "config key model_type is \"%.40s\", GGUF is written for %s",
+                        type ? type : "", dms_model_type_list(known, "and"));
     DMS_TRY(read_sizes(z, config));
     DMS_TRY(read_rope(z, config));
     return read_gate(z, config);
@@ -144,25 +140,25 @@ static dms_status put_sizes(dms_gguf_out *out, const dms_gguf_sizes *z, const js
 {
     char key[96];
     int64_t ffn, positions;
-    const bool gpt2 = !strcmp(z->family, "gpt2");
-    DMS_TRY(get_int(&ffn, config, gpt2 ? "n_inner" : "intermediate_size", gpt2 ? 4 * z->width : 0));
-    DMS_TRY(get_int(&positions, config, gpt2 ? "n_positions" : "max_position_embeddings", 2048));
+    const dms_model_type *t = dms_model_type_find(z->family);
+    DMS_TRY(get_int(&ffn, config, t->ffn, t->default_ffn * z->width));
+    DMS_TRY(get_int(&positions, config, t->positions, t->default_positions));
     dms_gguf_key_u32(out, full_key(key, z, "block_count"), z->layers);
     dms_gguf_key_u32(out, full_key(key, z, "context_length"), positions);
     dms_gguf_key_u32(out, full_key(key, z, "embedding_length"), z->width);
     dms_gguf_key_u32(out, full_key(key, z, "feed_forward_length"), ffn);
     dms_gguf_key_u32(out, full_key(key, z, "attention.head_count"), z->heads);
     dms_gguf_key_u32(out, full_key(key, z, "vocab_size"), z->vocab);
-    if (gpt2) {
+    if (!t->rotary) {
         dms_gguf_key_f32(out, full_key(key, z, "attention.layer_norm_epsilon"),
-                         real(config, "layer_norm_epsilon", 1e-5));
+                         real(config, t->norm_eps, t->default_norm_eps));
         return DMS_OK;
     }
     dms_gguf_key_u32(out, full_key(key, z, "attention.head_count_kv"), z->groups);
     dms_gguf_key_u32(out, full_key(key, z, "attention.key_length"), z->head_dim);
     dms_gguf_key_u32(out, full_key(key, z, "attention.value_length"), z->head_dim);
     dms_gguf_key_f32(out, full_key(key, z, "attention.layer_norm_rms_epsilon"),
-                     real(config, "rms_norm_eps", 1e-6));
+                     real(config, t->norm_eps, t->default_norm_eps));
     put_rope(out, z, config);
     return DMS_OK;
 }

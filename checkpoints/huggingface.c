@@ -4,11 +4,15 @@
 #include <string.h>
 
 #include "checkpoints/layout.h"
+#include "checkpoints/model_type.h"
 #include "checkpoints/safetensors_read.h"
 
 const char *const dms_hf_carried[DMS_HF_CARRIED] = {"generation_config.json",
                                                     "tokenizer_config.json",
-                                                    "special_tokens_map.json", "added_tokens.json"};
+                                                    "special_tokens_map.json",
+                                                    "added_tokens.json",
+                                                    "vocab.json",
+                                                    "merges.txt"};
 
 /* Parses folder/name; *out stays NULL where the file is missing. */
 static dms_status read_json(json_t **out, const char *folder, const char *name)
@@ -196,23 +200,49 @@ done:
 static dms_status check_tied_head(const dms_source *s, const char *folder)
 {
     static const char ours[] = "model.embed_tokens.weight";
-    const json_t *key = json_object_get(s->config, "tie_word_embeddings");
     const dms_source_tensor *head = dms_source_entry(s, "lm_head.weight");
     const dms_source_tensor *embedding = dms_source_entry(s, ours);
     dms_layout_place place;
-    bool tied = json_is_true(key);
     if (!embedding && dms_layout_find(&place, s->config, ours)) {
         embedding = dms_source_entry(s, place.name);
         embedding = embedding ? embedding : dms_source_entry(s, place.bare);
-        tied = tied || !key; /* GPT-2's default */
     }
-    if (!tied || !head || !embedding ||
+    if (!head || !embedding || !dms_model_type_is_tied(s->config) ||
         (head->bytes == embedding->bytes && !memcmp(head->data, embedding->data, head->bytes)))
         return DMS_OK;
     return dms_fail(DMS_ERR_FORMAT,
                     "%s has a lm_head.weight that differs from %s, expected the same as "
                     "tie_word_embeddings is true; set it to false in config.json to use both",
                     folder, embedding->info.name);
+}
+
+/* The layer's number in a tensor's name; -1: none. */
+static int layer_of(const char *name)
+{
+    static const char *const before[] = {"model.layers.", "transformer.h.", "h."};
+    for (size_t i = 0; i < sizeof(before) / sizeof(*before); i++) {
+        const size_t n = strlen(before[i]);
+        if (!strncmp(name, before[i], n) && name[n] >= '0' && name[n] <= '9')
+            return (int)strtol(name + n, NULL, 10);
+    }
+    return -1;
+}
+
+/* A file with more layers than the config says is another model's. */
+static dms_status check_layers(const dms_source *s, const char *folder)
+{
+    const char *key = "num_hidden_layers";
+    const json_t *layers = json_object_get(s->config, key);
+    if (!layers)
+        layers = json_object_get(s->config, key = "n_layer");
+    for (int64_t i = 0; json_is_integer(layers) && i < s->n_tensors; i++)
+        if (layer_of(s->tensors[i].info.name) >= json_integer_value(layers))
+            return dms_fail(DMS_ERR_FORMAT,
+                            "%s: config key %s is %lld, but the weights have tensor %s, expected "
+                            "no such layer; set the key to the number of layers in the weights",
+                            folder, key, (long long)json_integer_value(layers),
+                            s->tensors[i].info.name);
+    return DMS_OK;
 }
 
 dms_status dms_hf_fill(dms_source *s, const char *folder)
@@ -225,5 +255,6 @@ dms_status dms_hf_fill(dms_source *s, const char *folder)
     DMS_TRY(read_fastdms(s, folder));
     DMS_TRY(keep_texts(s, folder));
     DMS_TRY(add_weights(s, folder));
+    DMS_TRY(check_layers(s, folder));
     return check_tied_head(s, folder);
 }

@@ -13,7 +13,7 @@ DMS_BEGIN_C
 /* Reading goes through dms_source_open. Of a folder's other files it keeps these as texts under
  * their names, and exports carry them over byte for byte; a chat_template.jinja beside them is kept
  * as the chat template. */
-enum { DMS_HF_CARRIED = 4 };
+enum { DMS_HF_CARRIED = 6 };
 extern const char *const dms_hf_carried[DMS_HF_CARRIED];
 
 typedef struct {
@@ -31,11 +31,12 @@ typedef struct {
 
 /* Writes a folder that the reference `transformers` loads: config.json, model.safetensors (or
  * shards and index), tokenizer.json and what is carried over or made beside them. All of it is made
- * in FOLDER.dms-tmp beside the target, opened again and compared (config, and every tensor with
- * what `tensors` fetches a second time), and then renamed: the target never holds half a model. A
- * target that exists must be an empty folder; with `force` it may be a folder with a config.json
- * and no folders inside, which is replaced. Errors: DMS_ERR_IO (target exists, disk full),
- * DMS_ERR_ARG, DMS_ERR_NOMEM; after each the target is as it was. */
+ * in a temporary folder beside the target, opened again and compared (config, and every tensor with
+ * what `tensors` fetches a second time), and then takes its name (checkpoints/model_folder.h): the
+ * target never holds half a model. A target that exists must be an empty folder; with `force` it
+ * may be a folder of a model, of which the files that exports write are replaced, and all others
+ * stay. Errors: DMS_ERR_IO (target exists, disk full), DMS_ERR_ARG, DMS_ERR_NOMEM; after each but
+ * one the target is as it was: where the old model cannot be removed, the message says so. */
 dms_status dms_hf_write(const char *folder, const dms_hf_model *model);
 
 DMS_END_C

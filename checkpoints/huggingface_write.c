@@ -1,14 +1,10 @@
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "checkpoints/files.h"
 #include "checkpoints/huggingface.h"
+#include "checkpoints/model_folder.h"
 #include "checkpoints/safetensors.h"
 #include "checkpoints/source_build.h"
 
@@ -186,125 +182,15 @@ done:
     return status;
 }
 
-/* Removes a folder without folders in it; what is no file stays, and so the folder does. */
-static void remove_flat(const char *folder)
-{
-    DIR *dir = opendir(folder);
-    if (!dir)
-        return;
-    for (struct dirent *e; (e = readdir(dir));)
-        unlinkat(dirfd(dir), e->d_name, 0);
-    closedir(dir);
-    rmdir(folder);
-}
-
-typedef enum { ABSENT, EMPTY, MODEL, FOREIGN } target_kind;
-
-static bool ends_with(const char *name, const char *end)
-{
-    const size_t n = strlen(name), k = strlen(end);
-    return n >= k && !strcmp(name + n - k, end);
-}
-
-/* MODEL: has a config.json, safetensors and nothing but files. */
-static target_kind look_at(const char *folder)
-{
-    struct stat st;
-    bool empty = true, config = false, weights = false, nested = false;
-    if (lstat(folder, &st))
-        return errno == ENOENT ? ABSENT : FOREIGN;
-    DIR *dir = S_ISDIR(st.st_mode) ? opendir(folder) : NULL;
-    if (!dir)
-        return FOREIGN;
-    for (struct dirent *e; (e = readdir(dir));) {
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
-            continue;
-        empty = false;
-        config |= !strcmp(e->d_name, "config.json");
-        weights |= ends_with(e->d_name, ".safetensors");
-        nested |= fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) || S_ISDIR(st.st_mode);
-    }
-    closedir(dir);
-    return empty ? EMPTY : config && weights && !nested ? MODEL : FOREIGN;
-}
-
-static dms_status check_target(const char *folder, bool force)
-{
-    const target_kind kind = look_at(folder);
-    if (kind == ABSENT || kind == EMPTY || (kind == MODEL && force))
-        return DMS_OK;
-    if (kind == MODEL)
-        return dms_fail(DMS_ERR_IO,
-                        "%s already holds a model; choose another folder or force the replacement",
-                        folder);
-    return dms_fail(DMS_ERR_IO, "%s exists and is no plain model folder; choose another one",
-                    folder);
-}
-
-/* Puts the finished folder in place; an old model is moved aside first and removed last. */
-static dms_status publish(const char *made, const char *folder, const char *aside)
-{
-    const bool replaces = look_at(folder) == MODEL;
-    if (replaces)
-        remove_flat(aside); /* left by an interrupted export; the target is whole */
-    if (replaces && rename(folder, aside))
-        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", folder, aside,
-                        strerror(errno));
-    if (rename(made, folder)) {
-        const int error = errno;
-        if (replaces && rename(aside, folder))
-            return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s; the old model is in %s",
-                            made, folder, strerror(error), aside);
-        return dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", made, folder,
-                        strerror(error));
-    }
-    remove_flat(aside);
-    char *parent = dms_path_folder(folder);
-    if (!parent)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
-    const dms_status status = dms_folder_sync(parent);
-    free(parent);
-    return status;
-}
-
-/* "DIR" and a suffix, without DIR's slashes at the end. */
-static char *beside(const char *folder, const char *suffix)
-{
-    size_t n = strlen(folder);
-    while (n > 1 && folder[n - 1] == '/')
-        n--;
-    char *path = malloc(n + strlen(suffix) + 1);
-    if (path) {
-        memcpy(path, folder, n);
-        strcpy(path + n, suffix);
-    }
-    return path;
-}
-
 dms_status dms_hf_write(const char *folder, const dms_hf_model *model)
 {
     dms_status status;
-    char *target = beside(folder, ""), *made = beside(folder, ".dms-tmp"),
-         *aside = beside(folder, ".dms-old");
-    if (!target || !made || !aside)
-        DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for a file name"));
-    DMS_TRY_OR(done, check_target(target, model->force));
-    remove_flat(made); /* what an interrupted export left */
-    if (mkdir(made, 0777))
-        DMS_TRY_OR(done,
-                   dms_fail(DMS_ERR_IO, "folder %s cannot be created: %s", made, strerror(errno)));
-    status = write_all(made, model);
-    if (!status)
-        status = check_written(made, model);
-    if (!status)
-        status = publish(made, target, aside);
-    if (status) {
-        dms_trail_add(__FILE__, __LINE__);
-        remove_flat(made);
-    }
+    dms_model_folder f = DMS_MODEL_FOLDER_NONE;
+    DMS_TRY_OR(done, dms_model_folder_begin(&f, folder, model->force));
+    DMS_TRY_OR(done, write_all(f.made.path, model));
+    DMS_TRY_OR(done, check_written(f.made.path, model));
+    DMS_TRY_OR(done, dms_model_folder_commit(&f));
 done:
-    free(target);
-    free(made);
-    free(aside);
+    dms_model_folder_abort(&f);
     return status;
 }

@@ -14,15 +14,34 @@ static dms_status no_memory(void)
     return dms_fail(DMS_ERR_NOMEM, "no memory to describe a file");
 }
 
+/* Bytes of the character at c, as jansson sees it; 0 where it is none. */
+static size_t character(const char *c)
+{
+    const size_t most = strnlen(c, 4);
+    for (size_t n = 1; n <= most; n++) {
+        json_t *value = json_stringn(c, n);
+        json_decref(value);
+        if (value)
+            return n;
+    }
+    return 0;
+}
+
 json_t *dms_inspect_text(const char *text)
 {
+    static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
     json_t *value = json_string(text);
-    char *copy = value ? NULL : strdup(text);
+    char *copy = value ? NULL : malloc(3 * strlen(text) + 1);
+    size_t length = 0;
     if (!copy)
         return value;
-    for (char *c = copy; *c; c++)
-        *c = (unsigned char)*c < 0x80 ? *c : '?';
-    value = json_string(copy);
+    for (const char *c = text; *c;) {
+        const size_t n = character(c);
+        memcpy(copy + length, n ? c : replacement, n ? n : 3);
+        length += n ? n : 3;
+        c += n ? n : 1;
+    }
+    value = json_stringn(copy, length);
     free(copy);
     return value;
 }

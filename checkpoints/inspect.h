@@ -11,7 +11,7 @@ DMS_BEGIN_C
 /* docs/inspect.md documents every key. Functions that make an object give it to the caller; NULL,
  * without a message, where there is no memory. */
 
-/* A string whatever the bytes: each that is no ASCII becomes '?' where the text is no UTF-8. */
+/* A string whatever the bytes: each that begins no character of UTF-8 becomes U+FFFD. */
 json_t *dms_inspect_text(const char *text);
 /* What dms_error_message says, as such a string. */
 json_t *dms_inspect_problem(void);

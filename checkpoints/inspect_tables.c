@@ -70,6 +70,8 @@ static void put_difference(FILE *out, const json_t *d, int width)
         put_real(out, d, "max_abs");
         put_real(out, d, "relative");
         fprintf(out, " %11lld of %lld", dms_view_int(d, "differing"), dms_view_int(d, "elements"));
+        if (dms_view_int(d, "borrowed"))
+            fprintf(out, ", %lld in the gate's rows", dms_view_int(d, "borrowed"));
         if (dms_view_int(d, "not_finite"))
             fprintf(out, ", %lld not finite", dms_view_int(d, "not_finite"));
     } else if (dms_view_is(d, "kind", "only_a") || dms_view_is(d, "kind", "only_b")) {
@@ -82,7 +84,8 @@ static void put_difference(FILE *out, const json_t *d, int width)
         fputs(" and ", out);
         put_stored(out, d, "type_b", "shape_b");
     }
-    fputs(json_is_true(dms_view_at(d, "tied")) ? " (tied head)\n" : "\n", out);
+    fputs(json_is_true(dms_view_at(d, "tied")) ? " (tied head)" : "", out);
+    fputs(json_is_true(dms_view_at(d, "gate")) ? " (gate)\n" : "\n", out);
 }
 
 static void put_differences(FILE *out, const json_t *list)
@@ -114,8 +117,13 @@ void dms_view_diff(FILE *out, const json_t *view)
         fprintf(out, ", at most by %.4g", dms_view_real(view, "max_abs"));
     if (dms_view_int(n, "other_type"))
         fprintf(out, "; %lld stored as another type", dms_view_int(n, "other_type"));
-    fprintf(out, "\n%lld of another shape, %lld only in a, %lld only in b\n",
+    fprintf(out, "\n%lld of another shape, %lld only in a, %lld only in b",
             dms_view_int(n, "shape"), dms_view_int(n, "only_a"), dms_view_int(n, "only_b"));
-    fprintf(out, "the models are %s\n",
-            json_is_true(dms_view_at(view, "equal")) ? "equal" : "different");
+    if (dms_view_int(n, "no_weight"))
+        fprintf(out, "; %lld masks or frequencies, which are no weights, on one side alone",
+                dms_view_int(n, "no_weight"));
+    fprintf(out, "\nthe models are %s\n",
+            json_is_true(dms_view_at(view, "equal"))       ? "equal"
+            : json_is_true(dms_view_at(view, "gate_only")) ? "different in the gate alone"
+                                                           : "different");
 }

@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "checkpoints/model_type.h"
+
 typedef struct {
     const char *ours, *theirs;
     int part, parts;
@@ -39,9 +41,27 @@ static const pair gpt2_layer[] = {
     {0}};
 
 static const struct {
-    const char *model_type, *prefix, *layers; /* layers: before a layer's number */
+    const char *model_type;
     const pair *whole, *layer;
-} families[] = {{"gpt2", "transformer.", "h.", gpt2_whole, gpt2_layer}};
+} families[] = {{"gpt2", gpt2_whole, gpt2_layer}};
+
+/* The family of a config and its lists; false where its names are ours. */
+typedef struct {
+    const dms_model_type *type;
+    const pair *whole, *layer;
+} naming;
+
+static bool find_naming(naming *out, const json_t *config)
+{
+    out->type = dms_model_type_of(config);
+    for (size_t i = 0; out->type && i < sizeof(families) / sizeof(*families); i++)
+        if (!strcmp(out->type->name, families[i].model_type)) {
+            out->whole = families[i].whole;
+            out->layer = families[i].layer;
+            return true;
+        }
+    return false;
+}
 
 static const pair *find_pair(const pair *list, const char *ours)
 {
@@ -62,18 +82,16 @@ static const char *below_layer(int *layer, const char *ours)
     return ours + sizeof(prefix) - 1 + used;
 }
 
-static bool find_in(dms_layout_place *out, size_t family, const char *ours)
+static bool find_in(dms_layout_place *out, const naming *n, const char *ours)
 {
     int layer = 0;
-    const char *rest = below_layer(&layer, ours), *prefix = families[family].prefix;
+    const char *rest = below_layer(&layer, ours), *prefix = n->type->prefix;
     const bool whole = !rest && !strncmp(ours, "model.", 6);
-    const pair *p = rest    ? find_pair(families[family].layer, rest)
-                    : whole ? find_pair(families[family].whole, ours + 6)
-                            : NULL;
+    const pair *p = rest ? find_pair(n->layer, rest) : whole ? find_pair(n->whole, ours + 6) : NULL;
     if (!p)
         return false;
     if (rest)
-        snprintf(out->name, sizeof(out->name), "%s%s%d.%s", prefix, families[family].layers, layer,
+        snprintf(out->name, sizeof(out->name), "%s%s%d.%s", prefix, n->type->in_layers, layer,
                  p->theirs);
     else
         snprintf(out->name, sizeof(out->name), "%s%s", prefix, p->theirs);
@@ -86,11 +104,37 @@ static bool find_in(dms_layout_place *out, size_t family, const char *ours)
 
 bool dms_layout_find(dms_layout_place *out, const json_t *config, const char *ours)
 {
-    const char *type = json_string_value(json_object_get(config, "model_type"));
-    for (size_t i = 0; type && i < sizeof(families) / sizeof(*families); i++)
-        if (!strcmp(type, families[i].model_type))
-            return find_in(out, i, ours);
-    return false;
+    naming n;
+    return find_naming(&n, config) && find_in(out, &n, ours);
+}
+
+bool dms_layout_back(dms_layout_place *out, char ours[96], const json_t *config, const char *theirs,
+                     int part)
+{
+    naming n;
+    int layer = 0, used = 0;
+    if (!find_naming(&n, config))
+        return false;
+    const char *prefix = n.type->prefix, *layers = n.type->in_layers;
+    theirs += !strncmp(theirs, prefix, strlen(prefix)) ? strlen(prefix) : 0;
+    const bool in_layer = !strncmp(theirs, layers, strlen(layers)) &&
+                          sscanf(theirs + strlen(layers), "%4d.%n", &layer, &used) == 1 && used;
+    const char *rest = in_layer ? theirs + strlen(layers) + used : theirs;
+    const pair *p = in_layer ? n.layer : n.whole;
+    while (p->ours && (strcmp(p->theirs, rest) != 0 || p->part != part))
+        p++;
+    if (!p->ours)
+        return false;
+    if (in_layer)
+        snprintf(ours, 96, "model.layers.%d.%s", layer, p->ours);
+    else
+        snprintf(ours, 96, "model.%s", p->ours);
+    return find_in(out, &n, ours);
+}
+
+bool dms_layout_is_gate(const char *name)
+{
+    return strstr(name, ".dms_proj_alpha") != NULL;
 }
 
 bool dms_layout_shape(int64_t ours[DMS_MAX_RANK], const dms_layout_place *place, int rank,
@@ -160,10 +204,9 @@ static bool ends_with(const char *name, const char *end)
 
 bool dms_layout_leaves_out(const json_t *config, const char *name)
 {
-    const char *type = json_string_value(json_object_get(config, "model_type"));
-    const json_t *key = json_object_get(config, "tie_word_embeddings");
-    const bool gpt2 = type && !strcmp(type, "gpt2");
-    const bool tied = json_is_true(key) || (gpt2 && !json_is_false(key)); /* GPT-2's default */
+    const dms_model_type *type = dms_model_type_of(config);
+    const bool gpt2 = type && !strcmp(type->name, "gpt2");
     return (gpt2 && ends_with(name, ".attn.bias")) || ends_with(name, ".attn.masked_bias") ||
-           ends_with(name, ".rotary_emb.inv_freq") || (tied && !strcmp(name, "lm_head.weight"));
+           ends_with(name, ".rotary_emb.inv_freq") ||
+           (!strcmp(name, "lm_head.weight") && dms_model_type_is_tied(config));
 }

@@ -24,6 +24,14 @@ typedef struct {
  * same name there, or none. config may be NULL. */
 bool dms_layout_find(dms_layout_place *out, const json_t *config, const char *ours);
 
+/* The other way: which of our tensors `theirs` (with the prefix or without) holds as its part of
+ * that number. False where it is none of the family's, or has no such part. */
+bool dms_layout_back(dms_layout_place *out, char ours[96], const json_t *config, const char *theirs,
+                     int part);
+
+/* Whether this is a tensor of the adapter gate, in any family and under either name. */
+bool dms_layout_is_gate(const char *name);
+
 /* Whether a file's tensor is no weight: causal masks and rotary frequencies that old folders hold,
  * and the head of a model whose embedding is the head. config may be NULL. */
 bool dms_layout_leaves_out(const json_t *config, const char *name);

@@ -5,23 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Names of a family: model_type, its class in transformers, and what that one's name begins and
- * ends with. */
-static const struct {
-    const char *type, *prefix, *suffix;
-} families[] = {{"llama", "Llama", "ForCausalLM"},
-                {"qwen2", "Qwen2", "ForCausalLM"},
-                {"qwen3", "Qwen3", "ForCausalLM"},
-                {"gpt2", "GPT2", "LMHeadModel"}};
-
-static int family_of(const json_t *config)
-{
-    const char *type = json_string_value(json_object_get(config, "model_type"));
-    for (size_t i = 0; type && i < sizeof(families) / sizeof(*families); i++)
-        if (!strcmp(families[i].type, type))
-            return (int)i;
-    return -1;
-}
+#include "checkpoints/model_type.h"
 
 /* Sets a key that is absent or null. */
 static int set_default(json_t *keys, const char *key, json_t *value)
@@ -50,14 +34,14 @@ static int make_whole(json_t *keys, const char *key)
 }
 
 /* auto_map and, where the layout has them, architectures. */
-static int set_classes(json_t *keys, int family, bool adapter)
+static int set_classes(json_t *keys, const dms_model_type *family, bool adapter)
 {
     char config[96], model[96], plain[48];
-    const char *type = families[family].type, *end = adapter ? "DMS" : "";
-    snprintf(plain, sizeof(plain), "%s%s", families[family].prefix, families[family].suffix);
-    snprintf(config, sizeof(config), "configuration_%s_dms.%sConfig%s", type,
-             families[family].prefix, end);
-    snprintf(model, sizeof(model), "modeling_%s_dms.%s%s", type, plain, end);
+    const char *end = adapter ? "DMS" : "";
+    snprintf(plain, sizeof(plain), "%s%s", family->class_begin, family->class_end);
+    snprintf(config, sizeof(config), "configuration_%s_dms.%sConfig%s", family->name,
+             family->class_begin, end);
+    snprintf(model, sizeof(model), "modeling_%s_dms.%s%s", family->name, plain, end);
     json_object_del(keys, "architectures");
     int bad = adapter ? 0 : json_object_set_new(keys, "architectures", json_pack("[s]", plain));
     bad |= json_object_set_new(
@@ -102,17 +86,20 @@ static void drop_trainer(json_t *keys)
 
 static dms_status check(const json_t *config, bool adapter)
 {
-    if (family_of(config) < 0) {
+    if (!dms_model_type_of(config)) {
+        char known[128];
         const char *type = json_string_value(json_object_get(config, "model_type"));
-        return dms_fail(DMS_ERR_ARG, "model_type is %.40s, expected llama, qwen2, qwen3 or gpt2",
-                        type ? type : "absent");
+        return dms_fail(DMS_ERR_ARG, "model_type is %.40s, expected %s", type ? type : "absent",
+                        dms_model_type_list(known, "or"));
     }
-    if (!json_object_get(config, "dms_window_size") && !json_object_get(config, "dms_alpha_scale"))
+    if (!dms_model_type_has_gate(config))
         return dms_fail(DMS_ERR_ARG, "the model has no gate (no dms_ keys in its config), expected "
                                      "a retrofitted one");
     if (number_of(config, "dms_shift", 1) == 0)
-        return dms_fail(DMS_ERR_ARG, "the model's decisions govern their own token (dms_shift 0), "
-                                     "NVIDIA's the one before: it cannot have NVIDIA's layout");
+        return dms_fail(
+            DMS_ERR_ARG,
+            "the model's decisions govern their own token (dms_shift 0), "
+            "NVIDIA's the one before: it cannot have NVIDIA's layout; --to hf keeps it as it is");
     if (adapter && number_of(config, "dms_window_size", 512) < 2)
         return dms_fail(DMS_ERR_ARG,
                         "dms_window_size is %g, expected 2 or more: it must exceed "
@@ -132,7 +119,7 @@ dms_status dms_nvidia_config(json_t **out, const json_t *config)
     else if (!bad)
         drop_trainer(keys);
     json_object_del(keys, "dms_shift");
-    bad = bad || set_classes(keys, family_of(config), adapter);
+    bad = bad || set_classes(keys, dms_model_type_of(config), adapter);
     if (bad) {
         json_decref(keys);
         return dms_fail(DMS_ERR_NOMEM, "no memory for the config's keys");
@@ -158,13 +145,13 @@ static bool names_dms_code(const json_t *config)
 dms_status dms_plain_config(json_t **out, const json_t *config)
 {
     char name[48];
-    const int family = family_of(config);
+    const dms_model_type *family = dms_model_type_of(config);
     json_t *keys = json_deep_copy(config);
     int bad = !keys;
     if (names_dms_code(keys)) {
         json_object_del(keys, "auto_map");
-        if (family >= 0) {
-            snprintf(name, sizeof(name), "%s%s", families[family].prefix, families[family].suffix);
+        if (family) {
+            snprintf(name, sizeof(name), "%s%s", family->class_begin, family->class_end);
             bad |= set_default(keys, "architectures", json_pack("[s]", name));
         }
     }

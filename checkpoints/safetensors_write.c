@@ -6,19 +6,13 @@
 #include "checkpoints/files.h"
 #include "checkpoints/safetensors.h"
 
-static const char *stored_type(const dms_tensor_entry *e)
-{
-    static const char *const names[] = {"F32", "BF16", "I32"};
-    return e->half ? "F16" : names[e->dtype];
-}
-
 static json_t *entry_header(const dms_tensor_entry *e, size_t begin)
 {
     json_t *shape = json_array();
     for (int i = 0; i < e->rank; i++)
         json_array_append_new(shape, json_integer(e->shape[i]));
-    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", stored_type(e), "shape", shape,
-                     "data_offsets", (json_int_t)begin,
+    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", dms_file_type_name(dms_tensor_entry_type(e)),
+                     "shape", shape, "data_offsets", (json_int_t)begin,
                      (json_int_t)(begin + dms_tensor_entry_bytes(e)));
 }
 
@@ -65,7 +59,7 @@ done:
 dms_status dms_safetensors_write(const char *path, const dms_tensor_set *set)
 {
     dms_status status;
-    dms_outfile f = {.fd = -1};
+    dms_outfile f = DMS_OUTFILE_NONE;
     char *header = NULL;
     size_t length;
     uint8_t prefix[8];

@@ -3,17 +3,11 @@
 
 #include "checkpoints/source_build.h"
 
-static dms_file_type stored_type(const dms_tensor_entry *e)
-{
-    static const dms_file_type types[] = {DMS_FILE_F32, DMS_FILE_BF16, DMS_FILE_I32};
-    return e->half ? DMS_FILE_F16 : types[e->dtype];
-}
-
 static dms_status compare(const dms_source *s, const dms_tensor_entry *e, const void *wanted)
 {
     const size_t bytes = dms_tensor_entry_bytes(e);
     const dms_source_tensor *t = dms_source_entry(s, e->name);
-    bool same = t && t->info.type == stored_type(e) && t->info.rank == e->rank;
+    bool same = t && t->info.type == dms_tensor_entry_type(e) && t->info.rank == e->rank;
     for (int i = 0; same && i < e->rank; i++)
         same = t->info.shape[i] == e->shape[i];
     if (!same)

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "checkpoints/source.h"
 #include "kernels/status.h"
 #include "kernels/tensor.h"
 
@@ -32,6 +33,15 @@ static inline int64_t dms_tensor_entry_count(const dms_tensor_entry *e)
     for (int i = 0; i < e->rank; i++)
         n *= e->shape[i];
     return n;
+}
+
+/* How the file stores it. */
+static inline dms_file_type dms_tensor_entry_type(const dms_tensor_entry *e)
+{
+    return e->half                ? DMS_FILE_F16
+           : e->dtype == DMS_F32  ? DMS_FILE_F32
+           : e->dtype == DMS_BF16 ? DMS_FILE_BF16
+                                  : DMS_FILE_I32;
 }
 
 /* Bytes of one entry in the file. */

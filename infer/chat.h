@@ -20,10 +20,9 @@ typedef struct {
     dms_chat_format format;
     const char *system; /* what the template says where there is no system message, or NULL */
     /* Llama 3.1 and later state "Today Date: " before the system message; empty: a template without
-     * dates. dms_chat_recognise writes the local date of its call, "%d %b %Y" in English, as
-     * llama.cpp (common/chat.cpp, Llama 3.x) does and the templates since 3.2 do; the 3.1 template
-     * by itself would always say "26 Jul 2024". A caller that wants the same ids every day
-     * overwrites it. */
+     * dates. dms_chat_recognise writes the date that the template sets (3.1, 3.3: "26 Jul 2024",
+     * as transformers renders it), or the local date of its call, "%d %b %Y" in English, where
+     * the template asks for it (3.2). A caller that wants another overwrites it. */
     char date[32];
     int32_t begin;        /* <|begin_of_text|> or DeepSeek's, or -1 */
     int32_t open;         /* <|im_start|>, <|start_header_id|>, DeepSeek's User */

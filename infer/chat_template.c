@@ -29,7 +29,7 @@ static dms_status unknown(const char *chat_template, const char *why)
     return dms_fail(
         DMS_ERR_FORMAT,
         "the model's chat template is of no known format (ChatML, Llama 3, DeepSeek-R1): %s; it "
-        "begins \"%s\"; use -p with the prompt as the model expects it",
+        "begins \"%s\"; write the turns as the model expects them and give that as plain text",
         why, start);
 }
 
@@ -110,6 +110,15 @@ static bool find_reasoning(dms_chat *c, const char *chat_template)
     return true;
 }
 
+/* Every message is said whole, whoever says it, and closed behind it. Not so in Qwen1.5's first
+ * template, which leaves the last one open. */
+static bool has_turns(const char *chat_template)
+{
+    return has(chat_template, "+ message['content'] + '<|im_end|>'") ||
+           has(chat_template, "+ message.content + '<|im_end|>'") ||
+           has(chat_template, "+ content + '<|im_end|>'");
+}
+
 static dms_status read_chatml(dms_chat *c, const char *chat_template)
 {
     c->format = DMS_CHAT_CHATML;
@@ -125,6 +134,8 @@ static dms_status read_chatml(dms_chat *c, const char *chat_template)
         return unknown(chat_template, "ChatML, but with other rules for reasoning");
     if (!find_system(c, chat_template))
         return unknown(chat_template, "ChatML, but with a system message of its own");
+    if (!has_turns(chat_template))
+        return unknown(chat_template, "ChatML, but with turns that may end otherwise");
     return DMS_OK;
 }
 
@@ -142,6 +153,33 @@ static dms_status write_today(dms_chat *c)
     return DMS_OK;
 }
 
+/* The date that the template itself sets: 3.1 and 3.3 have one, 3.2 asks strftime_now. */
+static bool copy_date(dms_chat *c, const char *chat_template)
+{
+    static const char set[] = "set date_string = \"";
+    const char *at = strstr(chat_template, set), *date = at ? at + strlen(set) : NULL;
+    const size_t n = date ? strcspn(date, "\"") : 0;
+    if (!n || n >= sizeof(c->date) || date[n] != '"')
+        return false;
+    memcpy(c->date, date, n);
+    c->date[n] = 0;
+    return true;
+}
+
+static dms_status find_date(dms_chat *c, const char *chat_template)
+{
+    const bool dated = has(chat_template, "Knowledge Date") || has(chat_template, "date_string");
+    if (!dated)
+        return DMS_OK;
+    if (has(chat_template, DMS_CHAT_CUTTING_DATE) && has(chat_template, "+ date_string +")) {
+        if (has(chat_template, "strftime_now(\"%d %b %Y\")"))
+            return write_today(c);
+        if (!has(chat_template, "strftime_now") && copy_date(c, chat_template))
+            return DMS_OK;
+    }
+    return unknown(chat_template, "Llama 3, but with other dates");
+}
+
 static dms_status read_llama3(dms_chat *c, const char *chat_template)
 {
     c->format = DMS_CHAT_LLAMA3;
@@ -151,13 +189,9 @@ static dms_status read_llama3(dms_chat *c, const char *chat_template)
     c->end = dms_tokenizer_find(c->tokenizer, "<|eot_id|>");
     if (!opens_answers(chat_template, "<|start_header_id|>assistant<|end_header_id|>", 2))
         return unknown(chat_template, "Llama 3, but answers do not open with their header alone");
-    if (!has(chat_template, "| trim") && !has(chat_template, "|trim"))
+    if (!has(chat_template, "message['content'] | trim"))
         return unknown(chat_template, "Llama 3, but with text not trimmed");
-    if (strstr(chat_template, DMS_CHAT_CUTTING_DATE) && strstr(chat_template, "date_string"))
-        return write_today(c);
-    if (strstr(chat_template, "Knowledge Date") || strstr(chat_template, "date_string"))
-        return unknown(chat_template, "Llama 3, but with other dates");
-    return DMS_OK;
+    return find_date(c, chat_template);
 }
 
 /* DeepSeek-R1 and its distils, also the first version, whose answers do not open with <think>.
@@ -191,7 +225,7 @@ dms_status dms_chat_recognise(dms_chat *out, dms_tokenizer *tokenizer, const cha
     if (!chat_template)
         return dms_fail(DMS_ERR_FORMAT,
                         "the model has no chat template: it is no instruction-tuned "
-                        "model, or its files lack it; use -p");
+                        "model, or its files lack it; give it plain text");
     if (strstr(chat_template, "<|im_start|>"))
         DMS_TRY(read_chatml(&c, chat_template));
     else if (strstr(chat_template, "<|start_header_id|>"))

@@ -314,14 +314,14 @@ static dms_status prefill(app *a)
 {
     const double start = now_s();
     const int64_t n = a->queue.n, step = a->args->chunk ? a->args->chunk : 256;
-    const int64_t room = a->file->model->rope_table.shape[0] - seen(a);
+    const int64_t size = a->file->model->rope_table.shape[0], room = size - seen(a);
     int64_t at = 0;
     if (n > room)
         return dms_fail(DMS_ERR_ARG,
                         "the text has %" PRId64 " tokens, the context of %" PRId64
-                        " has room for %" PRId64 "; use --ctx N%s",
-                        n, a->file->model->rope_table.shape[0], room,
-                        a->args->chat ? " or /reset" : " or a shorter text");
+                        " has room for %" PRId64 " (%s); use %s",
+                        n, size, room, dms_model_file_limit(a->file),
+                        a->args->chat ? "/reset" : "a shorter text");
     while (at < n && !stopped) {
         const int64_t count = n - at < step ? n - at : step;
         DMS_TRY(dms_session_prefill(a->session, at + count == n ? a->logits : NULL, a->sequence,
@@ -474,7 +474,7 @@ static dms_status complete(app *a)
     DMS_TRY(queue_prompt(a));
     DMS_TRY(answer(a, &ended));
     if (!ended && seen(a) == a->file->model->rope_table.shape[0])
-        fprintf(stderr, "dms-generate: the context is full; --ctx N makes it longer\n");
+        fprintf(stderr, "dms-generate: the context is full; %s\n", dms_model_file_limit(a->file));
     if (a->args->json)
         return print_json(a);
     putchar('\n');

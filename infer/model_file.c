@@ -106,6 +106,7 @@ static dms_status fill(dms_model_file *f, const dms_source *source,
                         "%s (%s) has no config, expected a Hugging Face folder with config.json, a "
                         "GGUF file or a checkpoint of dms-train",
                         options->path, dms_source_format(source));
+    DMS_TRY(dms_source_expect_model(source));
     DMS_TRY(copy_texts(f, source));
     if (!options->without_tokenizer)
         DMS_TRY(open_tokenizer(f, source, options->path));
@@ -140,4 +141,11 @@ void dms_model_file_close(dms_model_file *file)
     free(file->generation_config);
     free(file->teacher_path);
     free(file);
+}
+
+const char *dms_model_file_limit(const dms_model_file *file)
+{
+    const dms_model *m = file->model;
+    return m->rope_table.shape[0] < m->config.max_positions ? "--ctx N makes it longer"
+                                                            : "it is the longest the model has";
 }

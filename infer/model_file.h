@@ -40,4 +40,7 @@ dms_status dms_model_file_open(dms_model_file **out, const dms_model_file_option
 /* NULL is legal. The device stays open. */
 void dms_model_file_close(dms_model_file *file);
 
+/* What a message says of a context that is full: whether options->positions may be more. */
+const char *dms_model_file_limit(const dms_model_file *file);
+
 #endif

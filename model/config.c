@@ -38,8 +38,9 @@ static dms_status get_real(double *out, const json_t *keys, const char *key, dou
     *out = fallback;
     if (!v || json_is_null(v))
         return DMS_OK;
-    if (!json_is_number(v) || !(json_number_value(v) > 0))
-        return dms_config_refuse(key, v, "a number above 0");
+    /* Also as a float it must be neither 0 nor infinite. */
+    if (!json_is_number(v) || !(json_number_value(v) >= 1e-30 && json_number_value(v) <= 1e30))
+        return dms_config_refuse(key, v, "a number above 0 (1e-30 to 1e30)");
     *out = json_number_value(v);
     return DMS_OK;
 }
@@ -112,6 +113,69 @@ static dms_status parse_sizes(dms_config *c, const json_t *keys, const dms_famil
     return DMS_OK;
 }
 
+/* A key of other networks, which holds what changes nothing: absent, null, false, or `neutral`. */
+static dms_status check_neutral(const json_t *keys, const char *key, double neutral)
+{
+    char expected[96];
+    const json_t *v = json_object_get(keys, key);
+    if (!v || json_is_null(v) || json_is_false(v) ||
+        (json_is_number(v) && json_number_value(v) == neutral))
+        return DMS_OK;
+    snprintf(expected, sizeof(expected), "%g or absent: the networks it is for are not supported",
+             neutral);
+    return dms_config_refuse(key, v, expected);
+}
+
+/* Keys that the families' own classes (configuration_llama.py, _qwen2, _qwen3, _gpt2 of
+ * transformers 5) leave to the base class, or that other families' classes have, and that change
+ * the network. The other keys of these classes are read, or tell about training, caching and output
+ * alone. */
+static dms_status refuse_foreign(const json_t *keys)
+{
+    static const struct {
+        const char *key;
+        double neutral;
+    } scales[] = {{"partial_rotary_factor", 1},
+                  {"rotary_pct", 1},
+                  {"logit_scale", 1},
+                  {"logits_scaling", 1},
+                  {"embedding_multiplier", 1},
+                  {"residual_multiplier", 1},
+                  {"scale_emb", 1},
+                  {"attention_multiplier", 0},
+                  {"query_pre_attn_scalar", 0},
+                  {"attn_logit_softcapping", 0},
+                  {"scale_depth", 0},
+                  {"final_logit_softcapping", 0},
+                  {"clip_qkv", 0},
+                  {"num_experts", 0},
+                  {"num_local_experts", 0},
+                  {"num_kv_shared_layers", 0},
+                  {"kv_lora_rank", 0},
+                  {"no_rope_layers", 0},
+                  {"use_qk_norm", 0},
+                  {"qk_layernorm", 0},
+                  {"attention_chunk_size", 0},
+                  {"use_bidirectional_attention", 0},
+                  {"alibi", 0},
+                  {"add_cross_attention", 0}};
+    const json_t *types = json_object_get(keys, "layer_types");
+    const json_t *quantised = json_object_get(keys, "quantization_config");
+    for (size_t i = 0; i < sizeof(scales) / sizeof(*scales); i++)
+        DMS_TRY(check_neutral(keys, scales[i].key, scales[i].neutral));
+    if (quantised && !json_is_null(quantised))
+        return dms_config_refuse("quantization_config", quantised,
+                                 "none: such folders are not read; give the model before its "
+                                 "quantisation, or a GGUF file");
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        if (!type || strcmp(type, "full_attention") != 0)
+            return dms_config_refuse("layer_types", json_array_get(types, i),
+                                     "full_attention in every layer: no other is supported");
+    }
+    return refuse_other(keys, "!is_causal");
+}
+
 static dms_status parse_llama3_scaling(dms_rope_scaling *s, const json_t *keys)
 {
     DMS_TRY(get_real(&s->factor, keys, "factor", 8.0));
@@ -125,11 +189,49 @@ static dms_status parse_llama3_scaling(dms_rope_scaling *s, const json_t *keys)
     return DMS_OK;
 }
 
+/* Everything in them is known: what is not would change the angles. */
+static dms_status check_rope_keys(const json_t *scaling)
+{
+    static const char *const known[] = {"rope_type",
+                                        "type",
+                                        "rope_theta",
+                                        "factor",
+                                        "low_freq_factor",
+                                        "high_freq_factor",
+                                        "partial_rotary_factor",
+                                        "original_max_position_embeddings"};
+    const char *name;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)scaling, name, value)
+    {
+        bool found = json_is_null(value);
+        for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
+            found |= !strcmp(name, known[i]);
+        if (!found)
+            return dms_config_refuse(name, value,
+                                     "no such key among those of the rotary positions: its effect "
+                                     "is not supported");
+    }
+    return check_neutral(scaling, "partial_rotary_factor", 1);
+}
+
+/* An object or nothing. */
+static dms_status get_object(const json_t **out, const json_t *keys, const char *key)
+{
+    const json_t *v = json_object_get(keys, key);
+    *out = json_is_object(v) ? v : NULL;
+    return !v || json_is_null(v) || *out ? DMS_OK : dms_config_refuse(key, v, "an object or null");
+}
+
 /* transformers 5 keeps everything in rope_parameters; before, rope_theta and rope_scaling. */
 static dms_status parse_rope(dms_config *c, const json_t *keys)
 {
-    const json_t *both = json_object_get(keys, "rope_parameters");
-    const json_t *scaling = json_is_object(both) ? both : json_object_get(keys, "rope_scaling");
+    const json_t *both, *old;
+    DMS_TRY(get_object(&both, keys, "rope_parameters"));
+    DMS_TRY(get_object(&old, keys, "rope_scaling"));
+    const json_t *scaling = both ? both : old;
+    if (scaling)
+        DMS_TRY(check_rope_keys(scaling));
     DMS_TRY(get_real(&c->rope_theta, keys, "rope_theta", 10000.0));
     if (json_is_object(both))
         DMS_TRY(get_real(&c->rope_theta, both, "rope_theta", c->rope_theta));
@@ -173,6 +275,9 @@ static dms_status parse_family(dms_config *c, const json_t *keys, const dms_fami
     const char *activation = family->keys->activation;
     snprintf(c->family, sizeof(c->family), "%s", family->model_type);
     DMS_TRY(get_bool(&c->attention_bias, keys, "attention_bias", false));
+    if (json_is_null(json_object_get(keys, "tie_word_embeddings")))
+        return dms_config_refuse("tie_word_embeddings", json_null(),
+                                 "true or false: programs read null as either");
     DMS_TRY(get_bool(&c->tied, keys, "tie_word_embeddings", family->tied_by_default));
     c->norm = family->norm;
     c->positions = family->positions;
@@ -227,6 +332,7 @@ dms_status dms_config_parse(dms_config *out, const json_t *keys)
         return dms_fail(DMS_ERR_FORMAT, "the model has no config keys, expected a config.json");
     DMS_TRY(find_family(&family, keys));
     DMS_TRY(parse_family(&c, keys, family));
+    DMS_TRY(refuse_foreign(keys));
     DMS_TRY(parse_sizes(&c, keys, family));
     DMS_TRY(parse_rope(&c, keys));
     DMS_TRY(parse_specials(&c, keys));

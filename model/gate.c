@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/decimal.h"
+
 static const char *const names[] = {
     [DMS_GATE_NONE] = "none", [DMS_GATE_NEURON] = "neuron", [DMS_GATE_ADAPTER] = "adapter"};
 
@@ -132,30 +134,19 @@ dms_status dms_gate_settle(dms_gate *gate, int64_t shift)
     return DMS_OK;
 }
 
-/* The shortest decimal that reads back as this float: 0.1f is written 0.1. */
-static json_t *decimal(float value)
-{
-    char text[32];
-    for (int digits = 6; digits <= 9; digits++) {
-        snprintf(text, sizeof(text), "%.*g", digits, (double)value);
-        if (strtof(text, NULL) == value)
-            break;
-    }
-    return json_real(strtod(text, NULL));
-}
-
 dms_status dms_gate_write(json_t *keys, const dms_gate *gate, double cr)
 {
     int bad = 0;
     if (gate->kind == DMS_GATE_NONE)
         return DMS_OK;
     bad |= json_object_set_new(keys, "dms_window_size", json_integer(gate->window));
-    bad |= json_object_set_new(keys, "dms_alpha_scale", decimal(gate->alpha_scale));
-    bad |= json_object_set_new(keys, "dms_initial_alpha_offset", decimal(gate->alpha_offset));
+    bad |= json_object_set_new(keys, "dms_alpha_scale", json_real(dms_decimal(gate->alpha_scale)));
+    bad |= json_object_set_new(keys, "dms_initial_alpha_offset",
+                               json_real(dms_decimal(gate->alpha_offset)));
     bad |= json_object_set_new(keys, "dms_separate_alpha",
                                json_boolean(gate->kind == DMS_GATE_ADAPTER));
     bad |= json_object_set_new(keys, "dms_alpha_per", json_string("head"));
-    bad |= json_object_set_new(keys, "dms_tau", decimal(gate->tau));
+    bad |= json_object_set_new(keys, "dms_tau", json_real(dms_decimal(gate->tau)));
     json_object_del(keys, "dms_shift");
     if (gate->own)
         bad |= json_object_set_new(keys, "dms_shift", json_integer(0));

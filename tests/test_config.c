@@ -185,6 +185,26 @@ static const struct {
     {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"low_freq_factor\": 4,"
      " \"high_freq_factor\": 4}}",
      {"high_freq_factor", "4", "low_freq_factor"}},
+    {"{\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 1e300}}",
+     {"factor", "1e300", "1e-30 to 1e30"}},
+    {"{\"rope_scaling\": \"yarn\"}", {"rope_scaling", "\"yarn\"", "an object"}},
+    {"{\"rope_parameters\": [1]}", {"rope_parameters", "[1]", "an object"}},
+    {"{\"rope_parameters\": {\"full_attention\": {\"rope_theta\": 5}}}",
+     {"full_attention", "rope_theta", "no such key"}},
+    {"{\"rope_scaling\": {\"rope_type\": \"default\", \"mrope_section\": [16, 24]}}",
+     {"mrope_section", "16", "no such key"}},
+    {"{\"rope_parameters\": {\"rope_type\": \"default\", \"partial_rotary_factor\": 0.5}}",
+     {"partial_rotary_factor", "0.5", "1 or absent"}},
+    {"{\"partial_rotary_factor\": 0.25}", {"partial_rotary_factor", "0.25", "1 or absent"}},
+    {"{\"quantization_config\": {\"bits\": 4}}", {"quantization_config", "bits", "a GGUF file"}},
+    {"{\"layer_types\": [\"full_attention\", \"sliding_attention\"]}",
+     {"layer_types", "sliding_attention", "full_attention in every layer"}},
+    {"{\"is_causal\": false}", {"is_causal", "false", "true"}},
+    {"{\"logit_scale\": 0.0625}", {"logit_scale", "0.0625", "1 or absent"}},
+    {"{\"attention_multiplier\": 0.5}", {"attention_multiplier", "0.5", "absent"}},
+    {"{\"attn_logit_softcapping\": 50}", {"attn_logit_softcapping", "50", "absent"}},
+    {"{\"num_local_experts\": 8}", {"num_local_experts", "8", "absent"}},
+    {"{\"no_rope_layers\": [1, 0]}", {"no_rope_layers", "1", "absent"}},
     {"{\"eos_token_id\": [1, 2, 3, 4, 5, 6, 7, 8, 9]}", {"eos_token_id", "9", "at most 8"}},
     {"{\"eos_token_id\": \"</s>\"}", {"eos_token_id", "\"</s>\"", "token id"}},
     {"{\"eos_token_id\": [1, -2]}", {"eos_token_id", "-2", "token id"}},
@@ -200,6 +220,26 @@ Test(config, messages_name_key_value_and_expectation)
         cr_assert(c.layers == 77, "a refused config is not written");
         json_decref(keys);
     }
+}
+
+/* What transformers writes beside the keys that matter, at values that change nothing. */
+Test(config, keys_that_change_nothing_are_no_obstacle)
+{
+    parse_altered("{\"partial_rotary_factor\": 1.0, \"layer_types\": [\"full_attention\"],"
+                  " \"logit_scale\": 1, \"use_qk_norm\": false, \"sliding_window\": 4096,"
+                  " \"pretraining_tp\": 2, \"attention_dropout\": 0.1, \"mlp_bias\": false,"
+                  " \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 1e4,"
+                  " \"partial_rotary_factor\": 1}}");
+}
+
+Test(config, a_null_for_the_head_is_neither_tied_nor_not)
+{
+    dms_config c;
+    json_t *keys = altered("{}");
+    json_object_set_new(keys, "tie_word_embeddings", json_null());
+    cr_expect_eq(dms_config_parse(&c, keys), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "tie_word_embeddings is null, expected true or false"));
+    json_decref(keys);
 }
 
 /* Its keys have other names, and most have defaults (configuration_gpt2.py of transformers). */

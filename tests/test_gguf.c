@@ -389,6 +389,35 @@ Test(gguf, refuses_each_lie_of_the_tensor_list_with_a_message_that_names_it)
     refuses("llama.embedding_length", 4, 0, 4, "llama.embedding_length is missing");
 }
 
+/* Version 2 has the layout of 3 (the GGUF specification: 3 added byte order). */
+Test(gguf, reads_version_2_as_3)
+{
+    char path[1024];
+    size_t n;
+    scratch dir = scratch_open();
+    char *bytes = read_bytes(fixture(path, "gguf/tiny-Q8_0.gguf"), &n);
+    cr_assert(bytes[4] == 3);
+    bytes[4] = 2;
+    write_bytes(scratch_path(&dir, "x"), bytes, n);
+    dms_source *three = open_fixture("gguf/tiny-Q8_0.gguf"), *two;
+    must(dms_source_open(&two, scratch_path(&dir, "x")));
+    cr_expect_eq(dms_source_count(two), dms_source_count(three));
+    cr_expect(json_equal((json_t *)(uintptr_t)dms_source_config(two),
+                         (json_t *)(uintptr_t)dms_source_config(three)));
+    for (int64_t i = 0; i < dms_source_count(three); i++) {
+        const char *name = dms_source_info(three, i)->name;
+        int64_t a, b;
+        float *x = read_f32(three, name, &a), *y = read_f32(two, name, &b);
+        cr_expect(a == b && !memcmp(x, y, (size_t)a * sizeof(*x)), "%s", name);
+        free(x);
+        free(y);
+    }
+    dms_source_close(two);
+    dms_source_close(three);
+    free(bytes);
+    scratch_close(&dir);
+}
+
 Test(gguf, survives_a_file_cut_at_every_length_and_random_bytes)
 {
     static builder b;

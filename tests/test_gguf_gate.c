@@ -126,6 +126,40 @@ Test(gguf_gate, an_adapter_gate_comes_back_to_the_bit_and_no_tensor_is_strange_t
     scratch_close(&dir);
 }
 
+/* The gate's rows are fetched for the metadata, once more for the tensor (where they are zero), and
+ * once more to be compared. */
+static int spoil_after;
+static dms_status fetch_spoiled(void *context, int64_t i, void *dst)
+{
+    const tensor_list *l = context;
+    const dms_tensor_entry *e = &l->entries[i];
+    DMS_TRY(fetch(context, i, dst));
+    if (!strcmp(e->name, "model.layers.0.self_attn.q_proj.weight") && spoil_after-- == 0)
+        ((float *)dst)[7 * e->shape[1] + 3] += 1; /* heads of 8: row 7 is the first group's */
+    return DMS_OK;
+}
+
+Test(gguf_gate, no_file_is_written_whose_gate_would_be_read_back_otherwise)
+{
+    scratch dir = scratch_open();
+    tensor_list l;
+    dms_source *from = open_fixture("tiny/llama");
+    dms_gguf_model m = model_of(&l, from, DMS_FILE_F32);
+    json_t *config = with_gate(m.config, false);
+    m.config = config;
+    m.tensors.fetch = fetch_spoiled;
+    for (int at = 0; at <= 2; at += 2) {
+        spoil_after = at;
+        cr_expect_eq(dms_gguf_write(scratch_path(&dir, "x.gguf"), &m), DMS_ERR_IO);
+        cr_expect(strstr(dms_error_text(), "the gate in tensor model.layers.0"), "%s",
+                  dms_error_text());
+        cr_expect_eq(count_files(dir.folder), 0);
+    }
+    json_decref(config);
+    dms_source_close(from);
+    scratch_close(&dir);
+}
+
 /* Found by fuzzing: numbers of a bias in blocks were patched one by one. */
 Test(gguf_gate, a_bias_in_blocks_beside_borrowed_rows_is_refused)
 {

@@ -250,10 +250,10 @@ Test(gguf_write, keeps_the_old_file_when_a_number_does_not_fit_or_force_is_not_s
 
 /* ---- other readers -------------------------------------------------------------------------- */
 
-/* The program that runs Python: DMS_PYTHON, or python3. */
+/* The program that runs Python: DMS_TEST_PYTHON, or python3. */
 static const char *python(void)
 {
-    const char *named = getenv("DMS_PYTHON");
+    const char *named = getenv("DMS_TEST_PYTHON");
     return named ? named : "python3";
 }
 
@@ -298,7 +298,7 @@ Test(gguf_write, the_reader_of_llama_cpp_finds_the_same_tensors_and_keys)
     char path[1024], command[3072];
     tensor_list l;
     if (!python_has("gguf"))
-        cr_skip_test("%s has no package gguf (name another with DMS_PYTHON)", python());
+        cr_skip_test("%s has no package gguf (name another with DMS_TEST_PYTHON)", python());
     scratch dir = scratch_open();
     write_bytes(scratch_path(&dir, "compare.py"), script, strlen(script));
     dms_source *s = open_fixture("gguf/tiny-F32.gguf");

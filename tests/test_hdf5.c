@@ -1,10 +1,8 @@
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "checkpoints/checkpoint_header.h"
-#include "tests/files.h"
+#include "tests/broken_checkpoints.h"
 
 static const char config[] = "{\"model_type\": \"llama\", \"hidden_size\": 4}";
 
@@ -154,36 +152,31 @@ Test(hdf5, is_an_hdf5_file_for_everybody)
     scratch_close(&dir);
 }
 
+/* 3.2 MB in all, so the limits fall before, inside and behind. */
+enum { LARGE = 40000 };
+
+static dms_status save_large(const char *path)
+{
+    return save(path, LARGE);
+}
+
 /* The disk is full at every possible moment: one status, no temporary, the old file whole, no
  * handle left, and the next save works. */
 Test(hdf5, keeps_the_old_file_when_the_disk_is_full_and_saves_again_later)
 {
     scratch dir = scratch_open();
     char path[1024];
-    struct rlimit old;
     int failures = 0;
-    const int64_t elements =
-        40000; /* 3.2 MB in all, so the limits fall before, inside and behind */
     snprintf(path, sizeof(path), "%s/a.h5", dir.folder);
     must(save(path, 10));
-    signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &old);
     for (rlim_t limit = 0; limit < 6000000; limit += 250007) {
-        const struct rlimit small = {limit, old.rlim_max};
-        setrlimit(RLIMIT_FSIZE, &small);
-        const dms_status status = save(path, elements);
-        setrlimit(RLIMIT_FSIZE, &old);
-        if (status) {
+        if (save_within(limit, save_large, dir.folder)) {
             failures++;
-            cr_expect_eq(status, DMS_ERR_IO);
-            cr_expect(strstr(dms_error_text(), "free some space"), "%s", dms_error_text());
             expect_saved(path, 10);
         } else {
-            expect_saved(path, elements);
+            expect_saved(path, LARGE);
             must(save(path, 10));
         }
-        cr_assert_eq(count_files(dir.folder), 1, "a temporary is left");
-        cr_assert_eq(H5Fget_obj_count((hid_t)H5F_OBJ_ALL, H5F_OBJ_ALL), 0, "a handle is left open");
     }
     cr_expect(failures > 10 && failures < 24, "%d of 24 limits were too small", failures);
     must(save(path, 12));
@@ -206,17 +199,6 @@ Test(hdf5, abort_leaves_nothing_behind)
     scratch_close(&dir);
 }
 
-/* Opens and verifies a broken file; true when nobody noticed. */
-static bool unnoticed(const char *path)
-{
-    dms_checkpoint *c;
-    if (dms_checkpoint_open(&c, path))
-        return false;
-    const bool ok = dms_checkpoint_verify(c) == DMS_OK;
-    dms_checkpoint_close(c);
-    return ok;
-}
-
 Test(hdf5, notices_a_cut_anywhere)
 {
     size_t n;
@@ -235,22 +217,9 @@ Test(hdf5, notices_a_cut_anywhere)
 
 Test(hdf5, notices_every_flipped_bit_of_data_and_structure)
 {
-    size_t n;
-    uint32_t seed = 3;
     scratch dir = scratch_open();
-    char path[1024];
-    snprintf(path, sizeof(path), "%s/flip", dir.folder);
     must(save(scratch_path(&dir, "a.h5"), 40));
-    char *bytes = read_bytes(scratch_path(&dir, "a.h5"), &n);
-    for (int trial = 0; trial < 1500; trial++) {
-        const size_t at = roll(&seed) % n;
-        const char bit = (char)(1 << roll(&seed) % 8);
-        bytes[at] ^= bit;
-        write_bytes(path, bytes, n);
-        cr_expect_not(unnoticed(path), "a bit flipped at %zu of %zu nobody noticed", at, n);
-        bytes[at] ^= bit;
-    }
-    free(bytes);
+    expect_flips_noticed(&dir, 1500);
     scratch_close(&dir);
 }
 

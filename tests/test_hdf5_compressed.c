@@ -1,9 +1,4 @@
-#include <hdf5.h>
-#include <signal.h>
-#include <sys/resource.h>
-
-#include "checkpoints/checkpoint.h"
-#include "tests/files.h"
+#include "tests/broken_checkpoints.h"
 
 static const char config[] = "{\"model_type\": \"llama\", \"hidden_size\": 4}";
 
@@ -149,58 +144,21 @@ Test(hdf5_compressed, keeps_the_old_file_when_the_disk_is_full_while_compressing
 {
     scratch dir = scratch_open();
     char path[1024];
-    struct rlimit old;
     int failures = 0;
     snprintf(path, sizeof(path), "%s/a.h5", dir.folder);
     must(save_compressed(path));
-    signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &old);
     for (rlim_t limit = 0; limit < 2000000; limit += 100003) {
-        const struct rlimit small = {limit, old.rlim_max};
-        setrlimit(RLIMIT_FSIZE, &small);
-        const dms_status status = save_compressed(path);
-        setrlimit(RLIMIT_FSIZE, &old);
-        if (status) {
-            failures++;
-            cr_expect_eq(status, DMS_ERR_IO);
-            cr_expect(strstr(dms_error_text(), "free some space"), "%s", dms_error_text());
-        }
+        failures += save_within(limit, save_compressed, dir.folder) != DMS_OK;
         expect_compressed(path);
-        cr_assert_eq(count_files(dir.folder), 1, "a temporary is left");
-        cr_assert_eq(H5Fget_obj_count((hid_t)H5F_OBJ_ALL, H5F_OBJ_ALL), 0, "a handle is left open");
     }
     cr_expect(failures > 5 && failures < 20, "%d of 20 limits were too small", failures);
     scratch_close(&dir);
 }
 
-/* Opens and verifies a broken file; true when nobody noticed. */
-static bool unnoticed(const char *path)
-{
-    dms_checkpoint *c;
-    if (dms_checkpoint_open(&c, path))
-        return false;
-    const bool ok = dms_checkpoint_verify(c) == DMS_OK;
-    dms_checkpoint_close(c);
-    return ok;
-}
-
 Test(hdf5_compressed, notices_flipped_bits_in_compressed_tensors_too)
 {
-    size_t n;
-    uint32_t seed = 5;
     scratch dir = scratch_open();
-    char path[1024];
-    snprintf(path, sizeof(path), "%s/flip", dir.folder);
     must(save_compressed(scratch_path(&dir, "a.h5")));
-    char *bytes = read_bytes(scratch_path(&dir, "a.h5"), &n);
-    for (int trial = 0; trial < 300; trial++) {
-        const size_t at = roll(&seed) % n;
-        const char bit = (char)(1 << roll(&seed) % 8);
-        bytes[at] ^= bit;
-        write_bytes(path, bytes, n);
-        cr_expect_not(unnoticed(path), "a bit flipped at %zu of %zu nobody noticed", at, n);
-        bytes[at] ^= bit;
-    }
-    free(bytes);
+    expect_flips_noticed(&dir, 300);
     scratch_close(&dir);
 }

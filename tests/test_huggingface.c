@@ -222,12 +222,16 @@ Test(huggingface, carries_over_what_it_does_not_understand)
     m.carried[0] = generation;
     m.carried[1] = tokenizer;
     m.carried[2] = specials;
+    m.carried[4] = "{\"a\": 0}";
+    m.carried[5] = "#version: 0.2\na b\n";
     m.chat_template = "{{ x }}";
     must(dms_hf_write(scratch_path(&dir, "m"), &m));
     must(dms_source_open(&back, scratch_path(&dir, "m")));
     cr_expect_str_eq(dms_source_text(back, "generation_config.json"), generation);
     cr_expect_str_eq(dms_source_text(back, "tokenizer_config.json"), tokenizer);
     cr_expect_str_eq(dms_source_text(back, "special_tokens_map.json"), specials);
+    cr_expect_str_eq(dms_source_text(back, "vocab.json"), "{\"a\": 0}");
+    cr_expect_str_eq(dms_source_text(back, "merges.txt"), "#version: 0.2\na b\n");
     cr_expect_null(dms_source_text(back, "added_tokens.json"));
     char *template = read_bytes(scratch_path(&dir, "m/chat_template.jinja"), &length);
     cr_expect_str_eq(template, "{{ x }}");
@@ -288,6 +292,24 @@ Test(huggingface, says_what_a_folder_lacks)
     refuses("{}", "{\"weight_map\": {\"a\": \"x.safetensors\"}}", "x.safetensors cannot be opened");
     cr_expect_eq(dms_source_open(&(dms_source *){NULL}, "/no/such/model"), DMS_ERR_IO);
     cr_expect(strstr(dms_error_text(), "/no/such/model cannot be opened: No such file"));
+}
+
+Test(huggingface, refuses_more_layers_than_the_config_says)
+{
+    char path[1024];
+    scratch dir = scratch_open();
+    copy c = copy_of(fixture(path, "tiny/llama"), DMS_F32);
+    dms_hf_model m = model_of(&c);
+    json_t *config = json_deep_copy(m.config);
+    json_object_set_new(config, "num_hidden_layers", json_integer(1));
+    m.config = config;
+    cr_expect_eq(dms_hf_write(scratch_path(&dir, "m"), &m), DMS_ERR_FORMAT);
+    cr_expect(strstr(dms_error_text(), "num_hidden_layers is 1, but the weights have tensor "
+                                       "model.layers.1."),
+              "%s", dms_error_text());
+    json_decref(config);
+    copy_close(&c);
+    scratch_close(&dir);
 }
 
 Test(huggingface, takes_the_default_of_several_chat_templates)

@@ -320,7 +320,8 @@ Test(inspect, recognises_a_chat_template_or_says_unknown)
     inspection i = inspection_open();
     copy_with_keys(&i, "llama", "");
     cr_assert_eq(shell(&i,
-                       "printf \"<|im_start|>user\\n<|im_end|>{{ '<|im_start|>assistant\\n' }}\" "
+                       "printf \"{{ '<|im_start|>user\\n' + message['content'] + '<|im_end|>' }}"
+                       "{{ '<|im_start|>assistant\\n' }}\" "
                        ">m/chat_template.jinja; cp -r m u; printf '[INST]' >u/chat_template.jinja"),
                  0);
     const json_t *view = inspect(&i, DONE, "m");

@@ -214,6 +214,8 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-export good.yaml --to hf -o x --shard-size 5x", USAGE, "--shard-size is \"5x\""},
         {"$BIN/dms-export good.yaml --to hf -o x --shard-size 1e7GB", USAGE, "up to 1000TB"},
         {"$BIN/dms-export good.yaml --to hf -o x --shard-size nan", USAGE, "--shard-size"},
+        {"$BIN/dms-export good.yaml --to gguf -o x --shard-size 5MB", USAGE,
+         "--shard-size is for --to hf and nvidia-dms, not for gguf"},
         {"$BIN/dms-export good.yaml --to hf -o x --type f8", USAGE, "type is \"f8\""},
         {"$BIN/dms-export good.yaml --to hf -o x --compress", USAGE, "--compress is for"},
         {"$BIN/dms-export good.yaml --to hf -o x --dms-shift 2", USAGE, "--dms-shift is \"2\""},
@@ -253,6 +255,41 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-bench $FIX/tiny/llama train --context 9999", USAGE, "--context is 9999"},
         {"$BIN/dms-bench $FIX/tiny/llama decode --steps 9999", USAGE, "--steps"},
         {"$BIN/dms-bench $FIX/tiny/llama gemm --threads 1025", USAGE, "--threads"},
+    };
+    expect(cases, COUNT(cases));
+}
+
+/* A model's own limit is not one that an option can lift. */
+Test(programs, a_full_context_is_told_from_the_models_own_end)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-generate $GPT2 -p 'It is' -n 99 2>said; grep -q 'longest the model' said", DONE,
+         ""},
+        {"$BIN/dms-generate $GPT2 -p 'It is' -n 99 --ctx 16 2>said; grep -q 'ctx N makes' said",
+         DONE, ""},
+        {"for i in $(seq 30); do printf 'a truth universally '; done >long.txt;"
+         "$BIN/dms-generate $GPT2 -f long.txt",
+         FAILED, "has room for 64 (it is the longest the model has); use a shorter text"},
+        {"$BIN/dms-generate $GPT2 -f long.txt --ctx 16", FAILED,
+         "has room for 16 (--ctx N makes it longer); use a shorter text"},
+    };
+    setenv("GPT2", DMS_SOURCE_DIR "/tests/data/gpt2", 1);
+    expect(cases, COUNT(cases));
+}
+
+Test(programs, an_adapter_alone_is_no_model)
+{
+    static const char said[] = "ad holds an adapter gate alone, without its base model; give";
+    static const expectation cases[] = {
+        {"$BIN/dms-train good.yaml dms.gate=adapter optim.train=gate run.folder=a &&"
+         " $BIN/dms-export a/latest --to adapter -o ad",
+         DONE, ""},
+        {"$BIN/dms-generate ad -p x", FAILED, said},
+        {"$BIN/dms-eval ad ppl data.tok --context 32", FAILED, said},
+        {"$BIN/dms-train good.yaml model.path=ad run.folder=b", FAILED, said},
+        {"$BIN/dms-export ad --to hf -o c", FAILED, said},
+        {"$BIN/dms-export ad --to gguf -o c", FAILED, said},
+        {"$BIN/dms-export ad --to adapter -o d && test ! -e c", DONE, ""},
     };
     expect(cases, COUNT(cases));
 }

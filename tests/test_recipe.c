@@ -70,6 +70,30 @@ Test(recipe, takes_overrides_from_the_command_line)
     cr_assert_eq(r.run.seed, 0);
 }
 
+/* Brackets mean on the command line what they mean in the file. */
+Test(recipe, takes_lists_in_brackets_as_the_file_has_them)
+{
+    dms_recipe r, file;
+    must(read_text(&r, whole));
+    must(dms_recipe_set(&r, "data.weights=[3,1]"));
+    must(dms_recipe_set(&r, "data.train=[x.tok, 'y, z.tok']"));
+    must(dms_recipe_check(&r));
+    must(read_text(&file, "data: {weights: [3,1], train: [x.tok, 'y, z.tok']}"));
+    cr_assert_eq(r.data.weights.n, file.data.weights.n);
+    cr_assert(r.data.weights.value[0] == 3 && r.data.weights.value[1] == 1);
+    cr_assert(dms_recipe_same_data(&r, &file));
+    cr_assert_str_eq(r.data.train.path[1], "y, z.tok");
+    must(dms_recipe_set(&r, "data.weights=[]"));
+    cr_assert_eq(r.data.weights.n, 0);
+    must(dms_recipe_set(&r, "data.train=[x].tok"));
+    cr_assert_str_eq(r.data.train.path[0], "[x].tok");
+    const dms_recipe before = r;
+    cr_assert_eq(dms_recipe_set(&r, "data.weights=[3,0]"), DMS_ERR_ARG);
+    cr_assert(strstr(dms_error_message(), "data.weights is \"0\""), "%s", dms_error_message());
+    cr_assert_eq(dms_recipe_set(&r, "data.weights=[3,[1]]"), DMS_ERR_ARG);
+    cr_assert(!memcmp(&r, &before, sizeof(r)), "a failed override changed the recipe");
+}
+
 Test(recipe, takes_weights_for_the_shards_of_a_blend)
 {
     dms_recipe r, again;

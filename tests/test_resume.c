@@ -295,3 +295,20 @@ Test(resume, says_that_the_run_moved_to_another_device_or_arithmetic)
     cr_assert_eq(says(folder, text), kind != DMS_CPU);
     remove_folder(folder);
 }
+
+Test(resume, says_that_the_run_goes_on_with_other_shards)
+{
+    char command[1200];
+    const char *folder = make_folder();
+    write_config(folder);
+    const job run = {folder, "run", "f32", 2, 0};
+    cr_assert_eq(finish(&run), 0);
+    cr_assert_eq(finish(&run), 0);
+    cr_assert(!says(folder, "moved"), "the shards are the same");
+    snprintf(command, sizeof(command),
+             "cd %s && cp data.tok other.tok && sed -i s/data.tok/other.tok/ run.yaml", folder);
+    cr_assert_eq(system(command), 0);
+    cr_assert_eq(finish(&run), 0);
+    cr_assert(says(folder, "moved from data.train .*/data.tok to .*/other.tok: "));
+    remove_folder(folder);
+}

@@ -2,6 +2,7 @@
 #include "train/recipe.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "train/recipe_keys.h"
@@ -36,6 +37,24 @@ dms_recipe dms_recipe_defaults(void)
     return r;
 }
 
+/* A list in brackets, by the rules of the file's lists: quotes, spaces. */
+static dms_status set_flow(dms_recipe *recipe, const dms_recipe_key *k, const char *value)
+{
+    char *text = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&text, &length);
+    if (!out)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for an override");
+    fprintf(out, "{%s: {%s: %s}}", k->section, k->key, value);
+    if (fclose(out)) {
+        free(text);
+        return dms_fail(DMS_ERR_NOMEM, "no memory for an override");
+    }
+    const dms_status status = dms_recipe_parse(recipe, text, length, "the override");
+    free(text);
+    return status;
+}
+
 dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
 {
     char section[64], key[64];
@@ -48,6 +67,8 @@ dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
     const char *value = assignment + used;
     if (!dms_recipe_key_is_list(k))
         return dms_recipe_assign(recipe, k, value, false);
+    if (value[0] == '[' && value[strlen(value) - 1] == ']')
+        return set_flow(recipe, k, value);
     for (bool append = false; value; append = true) {
         char item[DMS_PATH_SIZE];
         const char *comma = strchr(value, ',');
@@ -192,6 +213,24 @@ static void value_text(char *out, size_t size, const dms_recipe *recipe, const d
         write_value(recipe, key, stream);
         fclose(stream);
     }
+}
+
+bool dms_recipe_same_data(const dms_recipe *a, const dms_recipe *b)
+{
+    const dms_paths *x = &a->data.train, *y = &b->data.train;
+    bool same = x->n == y->n;
+    for (int i = 0; same && i < x->n; i++)
+        same = !strcmp(x->path[i], y->path[i]);
+    return same;
+}
+
+void dms_recipe_data_text(char out[DMS_DATA_TEXT], const dms_recipe *recipe)
+{
+    const dms_paths *paths = &recipe->data.train;
+    const int more = paths->n - 1;
+    const int n = snprintf(out, DMS_DATA_TEXT, "%s", paths->n ? paths->path[0] : "no shard");
+    if (more > 0)
+        snprintf(out + n, (size_t)(DMS_DATA_TEXT - n), " and %d more", more);
 }
 
 /* A blend's shares decide which context comes when. */

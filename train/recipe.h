@@ -7,7 +7,7 @@
 #include "kernels/ops.h"
 #include "model/gate.h"
 
-enum { DMS_PATH_SIZE = 512, DMS_MAX_SHARDS = 16 };
+enum { DMS_PATH_SIZE = 512, DMS_MAX_SHARDS = 16, DMS_DATA_TEXT = DMS_PATH_SIZE + 32 };
 
 typedef enum { DMS_TRAIN_ALL, DMS_TRAIN_ATTENTION, DMS_TRAIN_GATE } dms_train_set;
 typedef enum { DMS_TRAIN_IN_AUTO, DMS_TRAIN_IN_BF16, DMS_TRAIN_IN_F32 } dms_train_type;
@@ -80,7 +80,8 @@ dms_recipe dms_recipe_defaults(void);
 dms_status dms_recipe_read(dms_recipe *recipe, const char *path);
 /* The same from text; `name` stands for the file in messages. */
 dms_status dms_recipe_parse(dms_recipe *recipe, const char *text, size_t length, const char *name);
-/* Applies one override "section.key=value"; lists are separated by commas. */
+/* Applies one override "section.key=value". A list's items are separated by commas, or in brackets
+ * as the file has them: [a.tok, 'b c.tok']. */
 dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment);
 /* What no single key can show: window against context, fade against steps, and so on. */
 dms_status dms_recipe_check(const dms_recipe *recipe);
@@ -88,6 +89,10 @@ dms_status dms_recipe_check(const dms_recipe *recipe);
  * batches, the seed and the type of arithmetic must be the same. DMS_ERR_ARG names the first key
  * that differs and both values. */
 dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *before);
+/* Whether both have the same data.train, by path. A run may go on with other shards. */
+bool dms_recipe_same_data(const dms_recipe *a, const dms_recipe *b);
+/* data.train for a message: "a.tok", "a.tok and 2 more". */
+void dms_recipe_data_text(char out[DMS_DATA_TEXT], const dms_recipe *recipe);
 /* Writes the complete recipe as YAML that dms_recipe_read reads back to the same values. */
 dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out);
 

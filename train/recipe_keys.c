@@ -173,6 +173,15 @@ static dms_status assign_weight(dms_weights *field, const dms_recipe_key *key, c
     return DMS_OK;
 }
 
+void dms_recipe_clear(dms_recipe *recipe, const dms_recipe_key *key)
+{
+    void *field = (char *)recipe + key->offset;
+    if (key->type == DMS_KEY_PATHS)
+        ((dms_paths *)field)->n = 0;
+    else
+        ((dms_weights *)field)->n = 0;
+}
+
 dms_status dms_recipe_assign(dms_recipe *recipe, const dms_recipe_key *key, const char *value,
                              bool append)
 {

@@ -37,6 +37,8 @@ const dms_recipe_key *dms_recipe_keys(size_t *n);
 const dms_recipe_key *dms_recipe_find(const char *section, const char *key);
 /* DMS_ERR_ARG: "unknown key optim.lrr; the nearest is optim.lr". */
 dms_status dms_recipe_unknown(const char *section, const char *key);
+/* Empties a list. */
+void dms_recipe_clear(dms_recipe *recipe, const dms_recipe_key *key);
 /* Writes a value into the recipe; `append` adds to a list instead of replacing it. DMS_ERR_ARG
  * names the key, the value and what was expected. */
 dms_status dms_recipe_assign(dms_recipe *recipe, const dms_recipe_key *key, const char *value,

@@ -16,7 +16,6 @@ typedef struct {
     char section[64];
     const dms_recipe_key *key;
     unsigned char seen[128]; /* by index of the key */
-    bool listed;             /* the list under way has an element already */
 } reader;
 
 static dms_status located(const reader *r, const yaml_event_t *e, dms_status status)
@@ -69,11 +68,8 @@ static dms_status on_scalar(reader *r, const char *text)
     case VALUE:
         r->at = KEY;
         return dms_recipe_assign(r->recipe, r->key, text, false);
-    case LIST: {
-        const bool append = r->listed;
-        r->listed = true;
-        return dms_recipe_assign(r->recipe, r->key, text, append);
-    }
+    case LIST:
+        return dms_recipe_assign(r->recipe, r->key, text, true);
     case SECTION_NAME:
         if (text[0])
             return dms_fail(DMS_ERR_ARG, "section %s is \"%s\", expected keys below it", r->section,
@@ -103,7 +99,7 @@ static dms_status on_list_start(reader *r)
 {
     if (r->at != VALUE || !dms_recipe_key_is_list(r->key))
         return dms_fail(DMS_ERR_ARG, "found a list in section %s, expected one value", r->section);
-    r->listed = false;
+    dms_recipe_clear(r->recipe, r->key);
     r->at = LIST;
     return DMS_OK;
 }

@@ -258,23 +258,6 @@ static int list_steps(int64_t *steps, int room, const char *folder)
     return n;
 }
 
-/* Removes what killed runs left half-written: `path` is about to be written, others never will. */
-static void remove_unfinished(const char *folder)
-{
-    char path[DMS_PATH_SIZE + 300];
-    DIR *dir = opendir(folder);
-    if (!dir)
-        return;
-    for (const struct dirent *entry; (entry = readdir(dir));) {
-        const size_t n = strlen(entry->d_name);
-        if (n < 7 || strcmp(entry->d_name + n - 7, ".h5.tmp") != 0)
-            continue;
-        snprintf(path, sizeof(path), "%s/%s", folder, entry->d_name);
-        unlink(path);
-    }
-    closedir(dir);
-}
-
 /* Removes all files up to `newest` but the last `keep` and those that are kept for good. */
 static void prune(const char *folder, int64_t newest, int64_t keep, const kept_rule *rule)
 {
@@ -298,7 +281,6 @@ dms_status dms_state_save(char path[DMS_PATH_SIZE], const dms_state *state, int6
     DMS_TRY(path_in(folder, state->recipe->run.folder, "checkpoints"));
     snprintf(name, sizeof(name), "checkpoints/step-%06" PRId64 ".h5", step);
     DMS_TRY(path_in(path, state->recipe->run.folder, name));
-    remove_unfinished(folder);
     DMS_TRY(write_file(path, state, step));
     DMS_TRY(point_latest(state->recipe->run.folder, name));
     prune(folder, step, state->recipe->run.keep, &(kept_rule){is_kept, context});
@@ -336,7 +318,7 @@ static dms_status check_origin(const dms_checkpoint *c, const dms_state *s, cons
 }
 
 /* A checkpoint without its recipe is as good as one with the same. */
-static dms_status check_recipe(const dms_checkpoint *c, const dms_state *s, const char *path)
+static dms_status check_recipe(const dms_checkpoint *c, dms_state *s, const char *path)
 {
     size_t length = 0;
     dms_recipe before = dms_recipe_defaults();
@@ -344,6 +326,8 @@ static dms_status check_recipe(const dms_checkpoint *c, const dms_state *s, cons
     if (!text)
         return DMS_OK;
     DMS_TRY(dms_recipe_parse(&before, text, length, path));
+    if (!dms_recipe_same_data(s->recipe, &before))
+        dms_recipe_data_text(s->data_before, &before);
     return dms_recipe_continues(s->recipe, &before);
 }
 

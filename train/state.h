@@ -18,6 +18,7 @@ typedef struct {
     double cr;    /* compression ratio reached by the schedule, for the config's dms_cr */
     bool dropped; /* the fade is over: before that, files declare no gate */
     char before[DMS_ARITHMETIC_SIZE]; /* out of load: the checkpoint's arithmetic; empty: unknown */
+    char data_before[DMS_DATA_TEXT];  /* out of load: its data.train; empty: the same, or unknown */
 } dms_state;
 
 /* What decides over the last bits of a result beside the recipe, as "cuda in bf16, TF32". */
@@ -34,9 +35,9 @@ dms_status dms_state_save(char path[DMS_PATH_SIZE], const dms_state *state, int6
                           dms_kept_fn *is_kept, const void *context);
 
 /* Continues from FOLDER/latest: masters and moments are read, copies follow, *step is the next step
- * to run, state->dropped what it was, state->before set. *step = 0 and nothing changes where there
- * is no checkpoint. DMS_ERR_FORMAT when the file is corrupt, or was made with another teacher, gate
- * or set of trained weights. */
+ * to run, state->dropped what it was, state->before and data_before set. *step = 0 and nothing
+ * changes where there is no checkpoint. DMS_ERR_FORMAT when the file is corrupt, or was made with
+ * another teacher, gate or set of trained weights. */
 dms_status dms_state_load(int64_t *step, dms_state *state);
 
 #endif

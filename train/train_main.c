@@ -291,6 +291,16 @@ static void print_start(const dms_trainer *t)
         printf("resuming after step %" PRId64 "\n", dms_trainer_step(t));
 }
 
+static void print_notices(const dms_trainer *t, const progress *p)
+{
+    const char *of_training = dms_trainer_notice(t);
+    const char *of_heldout = p->heldout ? dms_loader_notice(p->heldout) : NULL;
+    if (of_training)
+        fprintf(stderr, "dms-train: %s\n", of_training);
+    if (of_heldout)
+        fprintf(stderr, "dms-train: %s\n", of_heldout);
+}
+
 static dms_status train(dms_trainer *t, progress *p)
 {
     const char *from, *to;
@@ -304,10 +314,16 @@ static dms_status train(dms_trainer *t, progress *p)
         DMS_TRY(open_evaluation(p, t));
     if (!p->json)
         print_start(t);
+    print_notices(t, p);
     if (dms_trainer_moved(t, &from, &to))
         fprintf(stderr,
                 "dms-train: the run moved from %s to %s: what follows differs by rounding\n", from,
                 to);
+    if (dms_trainer_data_moved(t, &from, &to))
+        fprintf(stderr,
+                "dms-train: the run moved from data.train %s to %s: what follows is trained on "
+                "other text\n",
+                from, to);
     signal(SIGINT, on_signal);
     signal(SIGTERM, on_signal);
     signal(SIGHUP, on_signal);

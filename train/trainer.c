@@ -31,6 +31,7 @@ struct dms_trainer {
     int64_t step;         /* the next one to run */
     int lock;             /* file descriptor that holds the run folder's lock; -1: none */
     char before[DMS_ARITHMETIC_SIZE], now[DMS_ARITHMETIC_SIZE]; /* of the checkpoint, and here */
+    char data_before[DMS_DATA_TEXT], data_now[DMS_DATA_TEXT];   /* as state.h says; and here */
     bool dropped; /* the borrowed q rows were set to zero: the fade is over */
 };
 
@@ -97,6 +98,7 @@ static dms_status open_teacher(dms_trainer *t)
     dms_model_options options = {
         .device = t->device, .matrix_type = compute_type(t), .positions = t->recipe.data.context};
     DMS_TRY(dms_source_open(&t->source, t->recipe.model.path));
+    DMS_TRY(dms_source_expect_model(t->source));
     if (!t->device->dry)
         DMS_TRY(dms_source_hash(t->source, t->teacher_hash));
     DMS_TRY(dms_config_parse(&options.config, dms_source_config(t->source)));
@@ -273,6 +275,8 @@ static dms_status open_folder(dms_trainer *t)
     t->dropped = state.dropped;
     memcpy(t->before, state.before, sizeof(t->before));
     dms_state_arithmetic(t->now, t->student);
+    memcpy(t->data_before, state.data_before, sizeof(t->data_before));
+    dms_recipe_data_text(t->data_now, &t->recipe);
     DMS_TRY(check_progress(t));
     DMS_TRY(write_recipe(t));
     return dms_metrics_open(&t->metrics, t->recipe.run.folder, t->step);
@@ -510,6 +514,18 @@ bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to)
     *from = t->before;
     *to = t->now;
     return t->before[0] && strcmp(t->before, t->now) != 0;
+}
+
+bool dms_trainer_data_moved(const dms_trainer *t, const char **from, const char **to)
+{
+    *from = t->data_before;
+    *to = t->data_now;
+    return t->data_before[0];
+}
+
+const char *dms_trainer_notice(const dms_trainer *t)
+{
+    return dms_loader_notice(t->loader);
 }
 
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t)

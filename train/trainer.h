@@ -73,6 +73,11 @@ int64_t dms_trainer_step(const dms_trainer *t); /* the next one to run */
 /* Whether the checkpoint that the run goes on from was computed on another device or in another
  * arithmetic: from there to here, as "cuda in bf16", "cpu in f32". False where it does not say. */
 bool dms_trainer_moved(const dms_trainer *t, const char **from, const char **to);
+/* Whether that checkpoint's run read other shards (data.train): from which to which, for a message.
+ * False where it does not say. */
+bool dms_trainer_data_moved(const dms_trainer *t, const char **from, const char **to);
+/* What the user should know of the training shards (dms_loader_notice), or NULL. */
+const char *dms_trainer_notice(const dms_trainer *t);
 size_t dms_trainer_optimizer_bytes(const dms_trainer *t);
 size_t dms_trainer_activation_bytes(const dms_trainer *t);
 
