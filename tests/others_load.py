@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Others load what we write: transformers, safetensors, tokenizers and h5py read our exports.
+"""Others load what we write: transformers, safetensors, tokenizers, gguf and h5py read our exports.
 
 others_load.py PROGRAMS PRINT_LOGITS FIXTURES: PROGRAMS is the folder of dms-export, PRINT_LOGITS
-the program of tests/print_logits.c. Exit 77 where a package is missing, with its name.
+the program of tests/print_logits.c. What needs a missing package is named and left out; exit 77
+where too little is there to check anything. Without accelerate, transformers reads no GGUF.
 """
 import json
 import os
@@ -14,13 +15,14 @@ from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
 missing = []
-for package in ("torch", "transformers", "safetensors", "tokenizers", "h5py", "numpy"):
+for package in ("torch", "transformers", "safetensors", "tokenizers", "h5py", "numpy", "gguf",
+                "accelerate"):
     try:
         __import__(package)
     except ImportError:
         missing.append(package)
 if "numpy" in missing or "safetensors" in missing or (
-        "transformers" in missing and "h5py" in missing):
+        "transformers" in missing and "h5py" in missing and "gguf" in missing):
     print(f"[SKIP] others_load: Python has no {', '.join(missing)}")
     sys.exit(77)
 
@@ -29,7 +31,14 @@ from safetensors.numpy import load_file, save_file
 
 programs, print_logits, fixtures = (Path(p).resolve() for p in sys.argv[1:4])
 docs = Path(__file__).resolve().parent.parent / "docs"
-failed, checks = [], 0
+data = Path(__file__).resolve().parent / "data"
+MODELS = {m: fixtures / "tiny" / m for m in ("llama", "llama3", "qwen2", "qwen3")}
+MODELS.update({m: data / m for m in ("deepseek-llama", "deepseek-qwen2", "gpt2")})
+failed, checks, worst_logits = [], 0, 0.0
+
+
+def has(*packages):
+    return not set(packages) & set(missing)
 
 
 def check(what, ok, detail=""):
@@ -60,20 +69,32 @@ def weights(folder):
     return tensors
 
 
+def adapter(family, config):
+    """The adapter's tensors of a fixture, or small ones of the same shapes."""
+    file = MODELS[family] / "dms_adapter.safetensors"
+    if file.exists():
+        return {k: v for k, v in load_file(file).items() if k.startswith("model.layers.")}
+    rng, made, width = np.random.default_rng(2), {}, config["hidden_size"]
+    for layer in range(config["num_hidden_layers"]):
+        name = f"model.layers.{layer}.self_attn.dms_proj_alpha"
+        shape = (config["num_key_value_heads"], width)
+        made[f"{name}.weight"] = rng.normal(0, 0.1, shape).astype(np.float32)
+        made[f"{name}_norm.weight"] = np.ones(width, np.float32)
+    return made
+
+
 def gated(folder, family, gate):
     """A retrofitted model: a fixture with the keys of a gate and, for the adapter, its tensors."""
-    tensors = weights(fixtures / "tiny" / family)
+    tensors = weights(MODELS[family])
+    config = json.loads((MODELS[family] / "config.json").read_text())
     if gate == "adapter":
-        more = load_file(fixtures / "tiny" / family / "dms_adapter.safetensors")
-        tensors.update({k: v for k, v in more.items() if k.startswith("model.layers.")})
+        tensors.update(adapter(family, config))
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
-    config = json.loads((fixtures / "tiny" / family / "config.json").read_text())
     config.update(dms_window_size=512, dms_alpha_scale=4.0, dms_initial_alpha_offset=1.0, dms_cr=4,
                   dms_separate_alpha=gate == "adapter")
     (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = fixtures / "tiny" / family / "tokenizer.json"
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "tokenizer.json").write_bytes((MODELS[family] / "tokenizer.json").read_bytes())
     (folder / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.9}')
     return folder
 
@@ -85,8 +106,9 @@ def ours(folder, ids, *options):
 
 
 def borrowed(config):
-    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
+    heads = config.get("num_attention_heads") or config["n_head"]
+    groups = config.get("num_key_value_heads", heads)
+    width = config.get("head_dim") or (config.get("hidden_size") or config["n_embd"]) // heads
     return [g * (heads // groups) * width + width - 1 for g in range(groups)]
 
 
@@ -96,9 +118,9 @@ def zero_borrowed(source, folder):
     config = json.loads((folder / "config.json").read_text())
     tensors = weights(folder)
     for name, value in tensors.items():
-        if re.search(r"q_proj\.(weight|bias)$", name):
+        if re.search(r"(q_proj|c_attn)\.(weight|bias)$", name):  # c_attn: query columns come first
             value = tensors[name] = value.copy()
-            value[borrowed(config)] = 0
+            (value.T if "c_attn" in name else value)[borrowed(config)] = 0
     for file in folder.glob("model*"):
         file.unlink()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -145,14 +167,16 @@ def neuron_gate(folder, ids):
 
 
 def compare(what, a, b, limit=2e-4):
+    global worst_logits
     worst = float(np.abs(a - b).max())
+    worst_logits = max(worst_logits, worst)
     check(what, worst <= limit, f"logits within {worst:.1e} (bar {limit:g})")
 
 
 def check_transformers(folder, family):
     import torch
     rng = np.random.default_rng(1)
-    vocab = json.loads((fixtures / "tiny" / family / "config.json").read_text())["vocab_size"]
+    vocab = json.loads((MODELS[family] / "config.json").read_text())["vocab_size"]
     ids = rng.integers(3, vocab, 48)
     for gate in ("adapter", "neuron"):
         source = gated(folder / f"{family}-{gate}", family, gate)
@@ -179,7 +203,7 @@ def check_gpt2(folder):
     """Names, transposed and fused matrices: what was trained here, under a Llama's names, goes out
     as transformers has it; the neuron gate's rows are zeroed by training."""
     import torch
-    source = Path(__file__).resolve().parent / "data" / "gpt2"
+    source = MODELS["gpt2"]
     ids = np.random.default_rng(1).integers(1, 288, 48)
     run("cp", "-r", source, folder / "gpt2")
     compare("gpt2: as it came", theirs(source, ids, torch.float32)[0], ours(folder / "gpt2", ids))
@@ -199,16 +223,78 @@ def check_gpt2(folder):
         compare(f"gpt2-{gate}: dense", got, ours(made, ids, "dense"))
         gguf = export(made, "gguf", folder / f"gpt2-{gate}.gguf", "--type", "f32")
         compare(f"gpt2-{gate}: gate on, from GGUF", ours(made, ids), ours(gguf, ids), 0)
+        if has("gguf"):
+            check_gguf(folder, made, ids, gate, n_positions=64)
+
+
+def gguf_logits(file, ids, **config):
+    """transformers reads the file's metadata too; `config`: what it does not take from them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **config,
+                                                 dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model.eval()(torch.tensor([list(ids)])).logits[0].numpy()
+
+
+def gguf_type(tensor, kind):
+    """Blocks of Q8_0 hold 32 numbers of a row; llama.cpp adds positions in F32."""
+    if "position_embd" in tensor.name:
+        return "F32"
+    return "F16" if kind == "q8_0" and tensor.shape[0] % 32 else kind.upper()
+
+
+def check_gguf(folder, source, ids, gate, **config):
+    """The reader of llama.cpp's package; llama.cpp refuses a tensor that its architecture lacks.
+    Others run the dense form: with the neuron gate, borrowed rows are zero on both sides."""
+    import gguf
+    name, dense = source.name, source
+    if gate == "neuron":
+        dense = zero_borrowed(source, folder / f"{name}-dense")
+    tokens = len(json.loads((source / "tokenizer.json").read_text())["model"]["vocab"])
+    for kind in ("f32", "f16", "bf16", "q8_0"):
+        file = export(source, "gguf", folder / f"{name}-{kind}.gguf", "--type", kind)
+        reader = gguf.GGUFReader(file)
+        of = reader.get_field("general.architecture").contents()
+        arch = next(a for a, text in gguf.MODEL_ARCH_NAMES.items() if text == of)
+        known = {gguf.TENSOR_NAMES[t] for t in gguf.MODEL_TENSORS[arch]}
+        strange = [t.name for t in reader.tensors
+                   if re.sub(r"blk\.\d+", "blk.{bid}", t.name.rsplit(".", 1)[0]) not in known]
+        check(f"{file.name}: gguf reads it, llama.cpp has these tensors", not strange, strange)
+        wrong = [t.name for t in reader.tensors
+                 if len(t.shape) > 1 and t.tensor_type.name != gguf_type(t, kind)]
+        check(f"{file.name}: tensors of their types", not wrong, wrong)
+        check(f"{file.name}: tokens",
+              len(reader.get_field("tokenizer.ggml.tokens").contents()) >= tokens)
+        if has("transformers", "torch", "accelerate"):
+            same = export(dense, "gguf", folder / f"{name}-{kind}-dense.gguf", "--type", kind)
+            compare(f"{file.name}: transformers reads it", gguf_logits(file, ids, **config),
+                    ours(same, ids, "dense"))
+
+
+def check_gguf_family(folder, family):
+    config = json.loads((MODELS[family] / "config.json").read_text())
+    ids = np.random.default_rng(1).integers(3, config["vocab_size"], 48)
+    more = {"head_dim": config["head_dim"]} if family == "qwen3" else {}
+    if config.get("rope_scaling"):
+        more["rope_parameters"] = {**config["rope_scaling"], "rope_theta": config["rope_theta"]}
+    for gate in ("adapter", "neuron"):
+        if gate == "neuron" and family == "qwen3":
+            continue  # has no dense form
+        source = folder / f"{family}-{gate}"
+        if not source.exists():
+            gated(source, family, gate)
+        check_gguf(folder, source, ids, gate, **more)
 
 
 def check_tokenizers(folder, family):
     from tokenizers import Tokenizer
-    made = export(fixtures / "tiny" / family, "hf", folder / f"{family}-plain")
+    made = export(MODELS[family], "hf", folder / f"{family}-plain")
     text = "It was the best of times, and 123 ünïcode words\n\n  more."
-    a = Tokenizer.from_file(str(fixtures / "tiny" / family / "tokenizer.json")).encode(text).ids
+    a = Tokenizer.from_file(str(MODELS[family] / "tokenizer.json")).encode(text).ids
     b = Tokenizer.from_file(str(made / "tokenizer.json")).encode(text).ids
     check(f"{family}: tokenizers reads our tokenizer.json", a == b)
-    if "transformers" not in missing:
+    if has("transformers"):
         from transformers import AutoTokenizer, GenerationConfig
         auto = AutoTokenizer.from_pretrained(made)
         check(f"{family}: AutoTokenizer", auto(text, add_special_tokens=False)["input_ids"] == a)
@@ -219,10 +305,10 @@ def check_h5py(folder, family):
     """The example of docs/format.md, run on files of ours."""
     text = (docs / "format.md").read_text()
     example = re.search(r"```python\n(.*?)```", text, re.S).group(1)
-    wanted = weights(fixtures / "tiny" / family)
+    wanted = weights(MODELS[family])
     for name, options in (("plain", ()), ("packed", ("--compress",))):
         for kind in ("f32", "f16", "bf16"):
-            file = export(fixtures / "tiny" / family, "hdf5", folder / f"{family}-{kind}-{name}.h5",
+            file = export(MODELS[family], "hdf5", folder / f"{family}-{kind}-{name}.h5",
                           "--type", kind, *options)
             space = {}
             exec(compile(example, "docs/format.md", "exec"), space)
@@ -232,24 +318,28 @@ def check_h5py(folder, family):
                 np.all(np.abs(got[k] - v) <= limit * np.abs(v) + 1e-7 * (limit > 0))
                 for k, v in wanted.items())
             check(f"{file.name}: h5py reads it as docs/format.md says", same)
-            model = fixtures / "tiny" / family
-            check(f"{file.name}: texts", config["hidden_size"] == json.loads(
-                (model / "config.json").read_text())["hidden_size"] and
+            model = MODELS[family]
+            check(f"{file.name}: texts", config["vocab_size"] == json.loads(
+                (model / "config.json").read_text())["vocab_size"] and
                   tokenizer == (model / "tokenizer.json").read_bytes())
 
 
 with tempfile.TemporaryDirectory() as temporary:
     here = Path(temporary)
-    for family in ("llama", "llama3", "qwen2", "qwen3"):
-        if "transformers" not in missing and "torch" not in missing:
-            check_transformers(here, family)
-        if "tokenizers" not in missing:
+    for family in MODELS:
+        if has("tokenizers"):
             check_tokenizers(here, family)
-        if "h5py" not in missing:
+        if has("h5py"):
             check_h5py(here, family)
-    if "transformers" not in missing and "torch" not in missing:
+        if family == "gpt2":
+            continue  # has other names and a gate of its own kind
+        if has("transformers", "torch"):
+            check_transformers(here, family)
+        if has("gguf"):
+            check_gguf_family(here, family)
+    if has("transformers", "torch"):
         check_gpt2(here)
 if missing:
     print(f"[SKIP] others_load: without {', '.join(missing)}, what needs them was not checked")
-print(f"{checks - len(failed)} passed, {len(failed)} failed")
+print(f"{checks - len(failed)} passed, {len(failed)} failed, logits within {worst_logits:.1e}")
 sys.exit(1 if failed else 0)

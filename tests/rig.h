@@ -52,6 +52,9 @@ float rig_random(rig *r);
 void rig_expect_failure(dms_status got, dms_status want, const char *text);
 /* |got - want| <= atol + rtol*|want| for each element. */
 void rig_expect(const char *what, const dms_tensor *got, const float *want, float rtol, float atol);
+/* The n tensors have the same bits in every run: of the first run first[i] keeps them, and starts
+ * as NULL; the caller frees first[0], ... */
+void rig_expect_bits(float **first, const dms_tensor *const *out, int n);
 /* Compares every gradient of build(in) with central differences. */
 void rig_expect_gradient(rig *r, dms_var *(*build)(dms_tape *tape, dms_var **in), dms_var **in,
                          int n_in, float step, float rtol);

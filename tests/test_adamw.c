@@ -217,16 +217,7 @@ Test(adamw, has_the_same_bits_with_any_number_of_threads)
         must(dms_l2_norm(&b.norm, &g));
         must(dms_adamw(&state, &g, &b.norm, &spec));
         const dms_tensor *out[5] = {&b.w, &b.copy, &b.m, &b.v, &b.norm};
-        for (int i = 0; i < 5; i++) {
-            float *got = rig_read(out[i]);
-            const size_t bytes = (size_t)dms_count(out[i]) * sizeof(float);
-            if (first[i])
-                cr_assert(!memcmp(got, first[i], bytes), "output %d", i);
-            if (first[i])
-                free(got);
-            else
-                first[i] = got;
-        }
+        rig_expect_bits(first, out, 5);
         rig_close(&r);
     }
     for (int i = 0; i < 5; i++)

@@ -410,16 +410,7 @@ Test(attention, gives_the_same_bits_with_any_number_of_threads)
         must(dms_attention(&p.o, &p.lse, &p.in));
         must(dms_attention_bwd(&p.grads, &p.in));
         const dms_tensor *out[OUTPUTS] = {&p.o, &p.lse, &p.dq, &p.dk, &p.dv, &p.dbias};
-        for (int i = 0; i < OUTPUTS; i++) {
-            float *now = rig_read(out[i]);
-            if (threads == 1) {
-                first[i] = now;
-                continue;
-            }
-            cr_assert(!memcmp(now, first[i], dms_tensor_bytes(out[i])), "output %d, %d threads", i,
-                      threads);
-            free(now);
-        }
+        rig_expect_bits(first, out, OUTPUTS);
         rig_close(&r);
     }
     for (int i = 0; i < OUTPUTS; i++)

@@ -15,13 +15,17 @@
 static const char smollm2_template[] =
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    "<|im_end|>\n' }}{% endif %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}";
+    "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}";
 static const char qwen2_5_template[] =
     "{%- if tools %}\n    {{- '<|im_start|>system\\n' }}\n"
     "        {{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}\n"
     "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n"
     "    {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
     "assistant.<|im_end|>\\n' }}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' "
+    "}}\n"
     "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
 static const char llama3_template[] =
     "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
@@ -185,8 +189,6 @@ static dms_chat open_model(size_t i)
 {
     dms_chat chat;
     must(dms_chat_recognise(&chat, open_style(models[i].style), models[i].chat_template));
-    if (chat.date[0])
-        strcpy(chat.date, "26 Jul 2024");
     return chat;
 }
 
@@ -271,15 +273,24 @@ static void day_of(time_t at, char out[32])
     cr_assert(strftime(out, 32, "%d %b %Y", &day));
 }
 
-Test(chat, states_the_date_of_today_where_the_template_has_dates)
+Test(chat, states_the_date_that_the_template_sets_or_asks_for)
 {
+    static const char llama3_2_template[] =
+        "{%- if strftime_now is defined %}{%- set date_string = strftime_now(\"%d %b %Y\") %}"
+        "{%- else %}{%- set date_string = \"26 Jul 2024\" %}{%- endif %}"
+        "{{- \"Cutting Knowledge Date: December 2023\\n\" }}"
+        "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}"
+        "{{- '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
+        "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}";
     char before[32], after[32];
     dms_chat chat;
     dms_tokenizer *t = open_style("llama3");
     day_of(time(NULL), before);
-    must(dms_chat_recognise(&chat, t, llama3_1_template));
+    must(dms_chat_recognise(&chat, t, llama3_2_template));
     day_of(time(NULL), after);
     cr_assert(!strcmp(chat.date, before) || !strcmp(chat.date, after), "it says %s", chat.date);
+    must(dms_chat_recognise(&chat, t, llama3_1_template));
+    cr_assert_str_eq(chat.date, "26 Jul 2024");
     must(dms_chat_recognise(&chat, t, llama3_template));
     cr_assert_str_empty(chat.date);
     dms_tokenizer_close(t);
@@ -290,6 +301,7 @@ Test(chat, has_no_system_turn_where_the_template_writes_none)
     /* Qwen3: a system turn only where a system message is given. */
     static const char qwen3_template[] =
         "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}\n"
+        "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}\n"
         "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n"
         "        {{- '<think>\\n\\n</think>\\n\\n' }}\n";
     dms_chat chat;
@@ -306,8 +318,9 @@ Test(chat, has_no_system_turn_where_the_template_writes_none)
 
 Test(chat, names_a_template_that_it_does_not_know)
 {
-    /* Mistral; Phi-4; Qwen3 Thinking-2507; Qwen2.5-Math; SmolLM3; Llama 3 with other dates; and
-     * Llama 3 for a tokenizer without its tokens. */
+    /* Mistral; Phi-4; Qwen3 Thinking-2507; Qwen2.5-Math; SmolLM3; Qwen1.5; Qwen3-VL; Llama 3.2
+     * Vision; DeepSeek-V3.1; Llama 3 with other dates; and Llama 3 for a tokenizer without its
+     * tokens. */
     static const struct {
         const char *chat_template, *part;
     } cases[] = {
@@ -322,10 +335,27 @@ Test(chat, names_a_template_that_it_does_not_know)
         {"{{ strftime_now('%d %B %Y') }}{{ '<|im_start|>assistant\\n' }}", "with dates"},
         {"{{- message['content'] | trim }}{{ '<|im_start|>assistant\\n' }}", "text trimmed"},
         {"{{ message.reasoning_content }}{{ '<|im_start|>assistant\\n' }}", "rules for reasoning"},
+        {"'\n' + message['content']}}{% if not loop.last %}{{ '<|im_end|>' + '\n'}}{% endif %}"
+         "{{ '<|im_start|>assistant\n' }}",
+         "turns that may end otherwise"},
+        {"{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+         "{{- message.content }}{{- '<|im_end|>\\n' }}{{- '<|im_start|>assistant\\n' }}",
+         "turns that may end otherwise"},
         {"{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}", "not trimmed"},
+        {"{%- set system_message = messages[0]['content']|trim %}{{- message['content'] }}"
+         "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+         "not trimmed"},
         {"{{ '<\uFF5CAssistant\uFF5C>' }} {{ thinking }}", "a later one than R1"},
         {"{{ '<\uFF5CAssistant\uFF5C>' }}", "with other turns"},
         {"message['content'] | trim Knowledge Date: May 2025 {{ "
+         "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+         "other dates"},
+        {"{%- set date_string = strftime_now(\"%B %Y\") %}Cutting Knowledge Date: December 2023"
+         " + date_string + message['content'] | trim {{ "
+         "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+         "other dates"},
+        {"{%- set date_string = \"26 Jul 2024 and a date far longer than any\" %}"
+         "Cutting Knowledge Date: December 2023 + date_string + message['content'] | trim {{ "
          "'<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
          "other dates"},
         {"{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n<think>' }}",

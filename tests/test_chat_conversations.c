@@ -13,41 +13,56 @@
     "content.split('</think>')[-1].lstrip('\\n') {%- if loop.index0 > ns.last_query_index %}" \
     "{%- if loop.last or (not loop.last and reasoning_content) %}"                            \
     "'\\n<think>\\n' + reasoning_content.strip('\\n') + '\\n</think>\\n\\n'"
+/* Turns, as the templates write them: \n a line's end in the text, \\n the template's escape. */
+#define CHATML_TURN \
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+#define QWEN2_5_TURN \
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+#define QWEN3_SYSTEM "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+#define QWEN3_TURN "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}"
+#define QWEN_ANSWER "{{- '<|im_start|>assistant\\n' }}"
+#define LLAMA3_DATES                                      \
+    "{{- \"Cutting Knowledge Date: December 2023\\n\" }}" \
+    "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}"
+#define LLAMA3_TURN                                                              \
+    "{{- '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}" \
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
 #define R1_HEAD "{{bos_token}}{{ns.system_prompt}}{{'<\uFF5CUser\uFF5C>' + message['content']}}"
 #define R1_DROP "{% set content = content.split('</think>')[-1] %}"
 #define R1_TURN \
     "{{'<\uFF5CAssistant\uFF5C>' + content + '<\uFF5Cend\u2581of\u2581sentence\uFF5C>'}}"
 
 /* The lines of the templates that decide what they are; \\n is the template's own escape. Sources:
- * HuggingFaceTB/SmolLM2-*-Instruct, Qwen/Qwen2-*, Qwen2.5-*, Qwen3-*, meta-llama/Meta-Llama-3-*,
- * Llama-3.2-*, deepseek-ai/DeepSeek-R1-Distill-* (three versions). */
+ * HuggingFaceTB/SmolLM2-*-Instruct, Qwen/Qwen2-*, Qwen2.5-*, Qwen3-*, Qwen3-*-Instruct-2507,
+ * meta-llama/Meta-Llama-3-*, Llama-3.1-*, Llama-3.2-*, deepseek-ai/DeepSeek-R1-Distill-* (three
+ * versions). */
 static const struct {
     const char *name, *tokenizer, *chat_template;
 } models[] = {
     {"smollm2", "qwen3",
      "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
-     "<|im_end|>\n' }}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"},
+     "<|im_end|>\n' }}" CHATML_TURN
+     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"},
     {"qwen2", "qwen3",
-     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+     "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}" CHATML_TURN
      "{{ '<|im_start|>assistant\n' }}"},
     {"qwen2.5", "qwen3",
      "{{- 'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.' }}"
-     "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
-     "{{- '<|im_start|>assistant\\n' }}"},
+     "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}" QWEN2_5_TURN
+         QWEN_ANSWER},
     {"qwen3", "qwen3",
-     "{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}" QWEN3_REASONING
-     "{{- '<|im_start|>assistant\\n' }}"
+     QWEN3_SYSTEM QWEN3_TURN QWEN3_REASONING QWEN_ANSWER
      "{%- if enable_thinking is defined and enable_thinking is false %}"
      "{{- '<think>\\n\\n</think>\\n\\n' }}"},
+    {"qwen3_2507", "qwen3", QWEN3_SYSTEM QWEN3_TURN QWEN_ANSWER},
     {"llama3", "deepseek_r1_llama",
      "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ "
      "message['content'] | trim + '<|eot_id|>' %}"
      "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"},
+    {"llama3.1", "deepseek_r1_llama",
+     "{%- set date_string = \"26 Jul 2024\" %}" LLAMA3_DATES LLAMA3_TURN},
     {"llama3.2", "deepseek_r1_llama",
-     "{%- set date_string = strftime_now(\"%d %b %Y\") %}"
-     "{{- \"Cutting Knowledge Date: December 2023\\n\" }}{{- \"Today Date: \" + date_string }}"
-     "{{- '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
-     "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"},
+     "{%- set date_string = strftime_now(\"%d %b %Y\") %}" LLAMA3_DATES LLAMA3_TURN},
     {"deepseek_r1", "deepseek_r1_qwen",
      R1_HEAD R1_DROP R1_TURN "{{'<\uFF5CAssistant\uFF5C><think>\\n'}}"},
     {"deepseek_r1_first", "deepseek_r1_llama",
@@ -96,7 +111,7 @@ static void open_chats(void)
             chat_template = text;
         }
         must(dms_chat_recognise(&chats[i], open_tokenizer(models[i].tokenizer), chat_template));
-        if (chats[i].date[0])
+        if (strstr(chat_template, "strftime_now"))
             strcpy(chats[i].date, "26 Jul 2024");
     }
 }
@@ -157,7 +172,7 @@ Test(chat_conversations, render_text_and_ids_of_the_models_own_templates)
         check_case(c, line);
         json_decref(c);
     }
-    cr_expect(n > 150, "only %zu cases", n);
+    cr_expect(n > 200, "only %zu cases", n);
     close_chats();
     free(line);
     fclose(file);

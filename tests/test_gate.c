@@ -278,15 +278,7 @@ Test(gate, gives_the_same_bits_with_any_number_of_threads)
         must(dms_gate_soft(&bias, &d, &z, &gate));
         must(dms_gate_soft_bwd(&dz, &bias, &pressure, &z, &gate));
         const dms_tensor *out[OUTPUTS] = {&z, &bias, &d, &dz};
-        for (int i = 0; i < OUTPUTS; i++) {
-            float *now = rig_read(out[i]);
-            if (threads == 1) {
-                first[i] = now;
-                continue;
-            }
-            cr_assert(!memcmp(now, first[i], dms_tensor_bytes(out[i])), "output %d", i);
-            free(now);
-        }
+        rig_expect_bits(first, out, OUTPUTS);
         rig_close(&r);
     }
     for (int i = 0; i < OUTPUTS; i++)

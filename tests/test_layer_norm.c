@@ -3,16 +3,10 @@
 #include <stdlib.h>
 
 #include "autograd/ad.h"
+#include "tests/norms.h"
 #include "tests/rig.h"
 
 static const float eps = 1e-5f;
-/* Sizes as in test_norm.c. */
-static const struct {
-    int64_t rows, dim;
-} shapes[] = {{1, 2},   {3, 31},   {5, 15},   {5, 16},   {5, 17},   {2, 257},   {63, 7},
-              {64, 7},  {65, 7},   {9, 32},   {7, 64},   {3, 511},  {9, 512},   {3, 513},
-              {2, 516}, {3, 1024}, {2, 1028}, {2, 2052}, {4101, 4}, {515, 516}, {1, 12288}};
-
 /* Everything one case needs. The stream of a real model is far from centred: x has mean 0.5. */
 typedef struct {
     int64_t rows, dim;
@@ -71,8 +65,8 @@ ParameterizedTestParameters(layer_norm, follows_its_definition)
 ParameterizedTest(dms_device_kind *kind, layer_norm, follows_its_definition)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        lab l = open_lab(&r, shapes[s].rows, shapes[s].dim);
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        lab l = open_lab(&r, norm_shapes[s].rows, norm_shapes[s].dim);
         float *want = malloc(dms_tensor_bytes(&l.y)), *stats = malloc(dms_tensor_bytes(&l.stats));
         for (int64_t row = 0; row < l.rows; row++) {
             double mean, rstd;
@@ -133,8 +127,8 @@ ParameterizedTestParameters(layer_norm, adds_the_gradient_of_its_definition)
 ParameterizedTest(dms_device_kind *kind, layer_norm, adds_the_gradient_of_its_definition)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        lab l = open_lab(&r, shapes[s].rows, shapes[s].dim);
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        lab l = open_lab(&r, norm_shapes[s].rows, norm_shapes[s].dim);
         double *dw = calloc((size_t)l.dim, sizeof(double));
         double *dbias = calloc((size_t)l.dim, sizeof(double));
         float *want_dx = rig_read(&l.dx);
@@ -170,8 +164,8 @@ ParameterizedTestParameters(layer_norm, rounds_what_it_computes_to_bf16)
 ParameterizedTest(dms_device_kind *kind, layer_norm, rounds_what_it_computes_to_bf16)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        lab l = open_lab(&r, shapes[s].rows, shapes[s].dim);
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        lab l = open_lab(&r, norm_shapes[s].rows, norm_shapes[s].dim);
         dms_tensor half = l.y;
         half.dtype = DMS_BF16;
         dms_tensor cast = rig_empty(&r, half);
@@ -211,15 +205,7 @@ Test(layer_norm, has_the_same_bits_with_any_number_of_threads)
         must(dms_layer_norm_bwd(&(dms_layer_norm_grads){&l.dx, &l.dw, &l.dbias}, &l.dy, &l.x, &l.w,
                                 &l.stats));
         const dms_tensor *out[5] = {&l.y, &l.stats, &l.dx, &l.dw, &l.dbias};
-        for (int i = 0; i < 5; i++) {
-            float *got = rig_read(out[i]);
-            if (!first[i]) {
-                first[i] = got;
-                continue;
-            }
-            cr_assert(!memcmp(got, first[i], dms_tensor_bytes(out[i])), "output %d", i);
-            free(got);
-        }
+        rig_expect_bits(first, out, 5);
         close_lab(&l);
         rig_close(&r);
     }

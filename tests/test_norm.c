@@ -3,18 +3,38 @@
 #include <stdlib.h>
 
 #include "autograd/ad.h"
+#include "tests/norms.h"
 #include "tests/rig.h"
 
 static const float eps = 1e-5f;
-/* One below, at and above 16 (channels summed in lanes) and 64 (rows of a partial sum); on a GPU
- * 32 (threads of a warp), 512 (the longest row of a warp), 1024 (of a block in one go), more
- * rows than its 512 partial sums take, of a warp (8 a sum) and of a block, and rows whose sum of
- * 48 KiB fits no block beside the kernel's own shared memory unless asked for. */
-static const struct {
-    int64_t rows, dim;
-} shapes[] = {{1, 1},   {3, 31},   {5, 15},   {5, 16},   {5, 17},   {2, 257},   {63, 7},
-              {64, 7},  {65, 7},   {9, 32},   {7, 64},   {3, 511},  {9, 512},   {3, 513},
-              {2, 516}, {3, 1024}, {2, 1028}, {2, 2052}, {4101, 4}, {515, 516}, {1, 12288}};
+typedef struct {
+    int64_t size[2]; /* rows, channels */
+    dms_tensor x, w, y, rstd, dy, dx, dw;
+    float *hx, *hw, *hdy;
+} lab;
+
+static lab open_lab(rig *r, int64_t rows, int64_t dim)
+{
+    lab l = {.size = {rows, dim}};
+    l.x = rig_noise(r, rig_shape(rows, dim, 0, 0));
+    l.w = rig_noise(r, rig_shape(dim, 0, 0, 0));
+    l.y = rig_empty(r, l.x);
+    l.rstd = rig_empty(r, rig_shape(rows, 0, 0, 0));
+    l.dy = rig_noise(r, l.x);
+    l.dx = rig_noise(r, l.x);
+    l.dw = rig_noise(r, l.w);
+    l.hx = rig_read(&l.x);
+    l.hw = rig_read(&l.w);
+    l.hdy = rig_read(&l.dy);
+    return l;
+}
+
+static void close_lab(lab *l)
+{
+    free(l->hx);
+    free(l->hw);
+    free(l->hdy);
+}
 
 /* The definition, written to be read and not to be fast. */
 static void define(float *y, float *rstd, const float *x, const float *w, const int64_t size[2])
@@ -38,22 +58,17 @@ ParameterizedTestParameters(norm, follows_its_definition)
 ParameterizedTest(dms_device_kind *kind, norm, follows_its_definition)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        const int64_t size[2] = {shapes[s].rows, shapes[s].dim};
-        dms_tensor x = rig_noise(&r, rig_shape(size[0], size[1], 0, 0)), y = rig_empty(&r, x);
-        dms_tensor w = rig_noise(&r, rig_shape(size[1], 0, 0, 0));
-        dms_tensor rstd = rig_empty(&r, rig_shape(size[0], 0, 0, 0));
-        float *hx = rig_read(&x), *hw = rig_read(&w);
-        float *want = malloc(dms_tensor_bytes(&y)), *scale = malloc(dms_tensor_bytes(&rstd));
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        lab l = open_lab(&r, norm_shapes[s].rows, norm_shapes[s].dim);
+        float *want = malloc(dms_tensor_bytes(&l.y)), *scale = malloc(dms_tensor_bytes(&l.rstd));
 
-        must(dms_rms_norm(&y, &rstd, &x, &w, eps));
-        define(want, scale, hx, hw, size);
-        rig_expect("y", &y, want, 1e-5f, 1e-7f);
-        rig_expect("rstd", &rstd, scale, 1e-5f, 0);
-        free(hx);
-        free(hw);
+        must(dms_rms_norm(&l.y, &l.rstd, &l.x, &l.w, eps));
+        define(want, scale, l.hx, l.hw, l.size);
+        rig_expect("y", &l.y, want, 1e-5f, 1e-7f);
+        rig_expect("rstd", &l.rstd, scale, 1e-5f, 0);
         free(want);
         free(scale);
+        close_lab(&l);
     }
     rig_close(&r);
 }
@@ -88,34 +103,28 @@ ParameterizedTestParameters(norm, adds_the_gradient_of_its_definition)
 ParameterizedTest(dms_device_kind *kind, norm, adds_the_gradient_of_its_definition)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        const int64_t size[2] = {shapes[s].rows, shapes[s].dim};
-        dms_tensor x = rig_noise(&r, rig_shape(size[0], size[1], 0, 0)), y = rig_empty(&r, x);
-        dms_tensor w = rig_noise(&r, rig_shape(size[1], 0, 0, 0));
-        dms_tensor rstd = rig_empty(&r, rig_shape(size[0], 0, 0, 0));
-        dms_tensor dy = rig_noise(&r, x), dx = rig_noise(&r, x), dw = rig_noise(&r, w);
-        float *hx = rig_read(&x), *hw = rig_read(&w), *hdy = rig_read(&dy);
-        float *wanted_dx = rig_read(&dx), *wanted_dw = rig_read(&dw);
-        double *exact_dw = malloc((size_t)size[1] * sizeof(double));
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        lab l = open_lab(&r, norm_shapes[s].rows, norm_shapes[s].dim);
+        const int64_t dim = l.size[1];
+        float *wanted_dx = rig_read(&l.dx), *wanted_dw = rig_read(&l.dw);
+        double *exact_dw = malloc((size_t)dim * sizeof(double));
 
-        must(dms_rms_norm(&y, &rstd, &x, &w, eps));
-        must(dms_rms_norm_bwd(&dx, &dw, &dy, &x, &w, &rstd));
-        for (int64_t i = 0; i < size[1]; i++)
+        must(dms_rms_norm(&l.y, &l.rstd, &l.x, &l.w, eps));
+        must(dms_rms_norm_bwd(&l.dx, &l.dw, &l.dy, &l.x, &l.w, &l.rstd));
+        for (int64_t i = 0; i < dim; i++)
             exact_dw[i] = (double)wanted_dw[i];
-        define_gradient(wanted_dx, exact_dw, hdy, hx, hw, size);
-        for (int64_t i = 0; i < size[1]; i++)
+        define_gradient(wanted_dx, exact_dw, l.hdy, l.hx, l.hw, l.size);
+        for (int64_t i = 0; i < dim; i++)
             wanted_dw[i] = (float)exact_dw[i];
         /* rows of one channel: both terms of dx nearly cancel, and rstd may be 100 */
-        rig_expect("dx", &dx, wanted_dx, 1e-5f, 1e-4f);
+        rig_expect("dx", &l.dx, wanted_dx, 1e-5f, 1e-4f);
         /* up to 65 rows summed in f32 one after the other, then such sums */
-        rig_expect("dw", &dw, wanted_dw, 1e-5f, 5e-6f);
-        must(dms_rms_norm_bwd(NULL, NULL, &dy, &x, &w, &rstd));
-        free(hx);
-        free(hw);
-        free(hdy);
+        rig_expect("dw", &l.dw, wanted_dw, 1e-5f, 5e-6f);
+        must(dms_rms_norm_bwd(NULL, NULL, &l.dy, &l.x, &l.w, &l.rstd));
         free(wanted_dx);
         free(wanted_dw);
         free(exact_dw);
+        close_lab(&l);
     }
     rig_close(&r);
 }
@@ -153,10 +162,11 @@ ParameterizedTestParameters(norm, rounds_what_it_computes_to_bf16)
 ParameterizedTest(dms_device_kind *kind, norm, rounds_what_it_computes_to_bf16)
 {
     rig r = rig_open(*kind);
-    for (size_t s = 0; s < COUNT(shapes); s++) {
-        dms_tensor x = rig_noise(&r, rig_shape(shapes[s].rows, shapes[s].dim, 0, 0)), half = x;
-        dms_tensor w = rig_noise(&r, rig_shape(shapes[s].dim, 0, 0, 0)), y = rig_empty(&r, x);
-        dms_tensor rstd = rig_empty(&r, rig_shape(shapes[s].rows, 0, 0, 0)), same = rstd;
+    for (size_t s = 0; s < COUNT(norm_shapes); s++) {
+        dms_tensor x = rig_noise(&r, rig_shape(norm_shapes[s].rows, norm_shapes[s].dim, 0, 0)),
+                   half = x;
+        dms_tensor w = rig_noise(&r, rig_shape(norm_shapes[s].dim, 0, 0, 0)), y = rig_empty(&r, x);
+        dms_tensor rstd = rig_empty(&r, rig_shape(norm_shapes[s].rows, 0, 0, 0)), same = rstd;
         half.dtype = DMS_BF16;
         dms_tensor cast = rig_empty(&r, half);
         half = rig_empty(&r, half);
@@ -192,26 +202,15 @@ Test(norm, gradient_agrees_with_finite_differences)
 
 Test(norm, has_the_same_bits_with_any_number_of_threads)
 {
-    const int64_t rows = 521, dim = 131; /* enough work for a team, shared unevenly */
     float *first[4] = {0};
     for (int threads = 1; threads <= 3; threads++) {
         rig r = rig_open_threads(DMS_CPU, threads);
-        dms_tensor x = rig_noise(&r, rig_shape(rows, dim, 0, 0)), y = rig_empty(&r, x);
-        dms_tensor w = rig_noise(&r, rig_shape(dim, 0, 0, 0)), dw = rig_zero(&r, w);
-        dms_tensor rstd = rig_empty(&r, rig_shape(rows, 0, 0, 0));
-        dms_tensor dy = rig_noise(&r, x), dx = rig_zero(&r, x);
-        must(dms_rms_norm(&y, &rstd, &x, &w, eps));
-        must(dms_rms_norm_bwd(&dx, &dw, &dy, &x, &w, &rstd));
-        const dms_tensor *out[4] = {&y, &rstd, &dx, &dw};
-        for (int i = 0; i < 4; i++) {
-            float *got = rig_read(out[i]);
-            if (!first[i]) {
-                first[i] = got;
-                continue;
-            }
-            cr_assert(!memcmp(got, first[i], dms_tensor_bytes(out[i])), "output %d", i);
-            free(got);
-        }
+        lab l = open_lab(&r, 521, 131); /* enough work for a team, shared unevenly */
+        must(dms_rms_norm(&l.y, &l.rstd, &l.x, &l.w, eps));
+        must(dms_rms_norm_bwd(&l.dx, &l.dw, &l.dy, &l.x, &l.w, &l.rstd));
+        const dms_tensor *out[4] = {&l.y, &l.rstd, &l.dx, &l.dw};
+        rig_expect_bits(first, out, 4);
+        close_lab(&l);
         rig_close(&r);
     }
     for (int i = 0; i < 4; i++)

@@ -1,13 +1,7 @@
 /* The whole network against the PyTorch reference: dense, both gates in training, hard decisions,
  * the fade, every loss and every gradient. */
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "checkpoints/source_reader.h"
-#include "model/dms.h"
 #include "tests/fixtures.h"
-#include "tests/rig.h"
+#include "tests/reference.h"
 
 /* A parameter is copied into another process, so it holds no pointers. */
 typedef struct {
@@ -17,10 +11,10 @@ typedef struct {
 /* A family's model, one reference file, and a tape. */
 typedef struct {
     rig rig;
-    dms_source *base, *file;
+    reference ref;
     dms_model *model;
     dms_tape *tape;
-    int64_t B, T, V, D, G, L;
+    int64_t V, D, G, L;
     dms_tensor ids, positions;
     dms_tensor noise, decisions, z; /* [L, B, G, T] */
     dms_tensor weight, pressure;    /* [B*T], [B] */
@@ -31,106 +25,25 @@ typedef struct {
 
 /* ---- opening -------------------------------------------------------------------------------- */
 
-/* Tensors of the reference file (the adapter's) come before the folder's. */
-static bool find_in_both(const void *context, const char *name, int *rank, int64_t *shape)
-{
-    const lab *l = context;
-    const dms_reader file = dms_source_reader(l->file), base = dms_source_reader(l->base);
-    return file.find(file.context, name, rank, shape) || base.find(base.context, name, rank, shape);
-}
-
-static dms_status read_from_both(const void *context, const char *name, void *dst, dms_dtype dtype)
-{
-    const lab *l = context;
-    return dms_source_read(dms_source_find(l->file, name) ? l->file : l->base, name, dst, dtype);
-}
-
-static float setting(const dms_source *s, const char *name)
-{
-    const char *text = dms_source_text(s, name);
-    cr_assert(text, "the fixture's metadata has no %s", name);
-    return strtof(text, NULL);
-}
-
-static dms_gate gate_of(const dms_source *file, const char *gate)
-{
-    dms_gate g = dms_gate_defaults();
-    if (!gate[0])
-        return g;
-    must(dms_gate_from_name(&g.kind, gate));
-    g.window = (int64_t)setting(file, "window");
-    g.alpha_scale = setting(file, "alpha_scale");
-    g.alpha_offset = setting(file, "alpha_offset");
-    g.tau = dms_source_text(file, "tau") ? setting(file, "tau") : g.tau;
-    return g;
-}
-
-/* A tensor of the reference file; the caller frees it. */
-static float *reference(const dms_source *s, const char *name)
-{
-    const dms_tensor_info *info = dms_source_find(s, name);
-    cr_assert(info, "the fixture has no %s", name);
-    int64_t n = 1;
-    for (int i = 0; i < info->rank; i++)
-        n *= info->shape[i];
-    float *host = malloc((size_t)n * sizeof(float));
-    must(dms_source_read(s, name, host, info->type == DMS_FILE_I32 ? DMS_I32 : DMS_F32));
-    return host;
-}
-
-static dms_tensor upload_reference(lab *l, dms_tensor shape, const char *name)
-{
-    float *host = reference(l->file, name);
-    const dms_tensor t = rig_upload(&l->rig, shape, host);
-    free(host);
-    return t;
-}
-
-static void upload_text(lab *l)
-{
-    int32_t *position = malloc((size_t)(l->B * l->T) * sizeof(int32_t));
-    dms_tensor shape = rig_shape(l->B, l->T, 0, 0);
-    shape.dtype = DMS_I32;
-    for (int64_t i = 0; i < l->B * l->T; i++)
-        position[i] = (int32_t)(i % l->T);
-    l->ids = upload_reference(l, shape, "ids");
-    l->positions = rig_upload(&l->rig, shape, position);
-    free(position);
-}
-
-static void open_model(lab *l, const dms_reader *reader, const char *gate)
-{
-    dms_model_options o = {.device = l->rig.dev, .matrix_type = DMS_F32, .positions = l->T};
-    must(dms_config_parse(&o.config, dms_source_config(l->base)));
-    o.gate = gate_of(l->file, gate);
-    must(dms_model_open(&l->model, &o));
-    must(dms_model_allocate(l->model));
-    must(dms_model_read(l->model, reader, &(dms_read_options){0}));
-    l->V = o.config.vocab;
-    l->D = o.config.width;
-    l->G = o.config.kv_heads;
-    l->L = o.config.layers;
-}
-
 static void open_decisions(lab *l)
 {
-    float *counted = reference(l->file, "counted");
+    float *counted = reference_read(&l->ref, "counted");
     float n = 0;
-    for (int64_t i = 0; i < l->B * l->T; i++)
+    for (int64_t i = 0; i < l->ref.B * l->ref.T; i++)
         n += counted[i];
-    for (int64_t i = 0; i < l->B * l->T; i++)
+    for (int64_t i = 0; i < l->ref.B * l->ref.T; i++)
         counted[i] /= n;
-    l->weight = rig_upload(&l->rig, rig_shape(l->B * l->T, 0, 0, 0), counted);
+    l->weight = rig_upload(&l->rig, rig_shape(l->ref.B * l->ref.T, 0, 0, 0), counted);
     free(counted);
-    const dms_tensor all = rig_shape(l->L, l->B, l->G, l->T);
-    l->noise = upload_reference(l, all, "noise");
+    const dms_tensor all = rig_shape(l->L, l->ref.B, l->G, l->ref.T);
+    l->noise = reference_upload(&l->ref, &l->rig, all, "noise");
     l->decisions = rig_zero(&l->rig, all);
     l->z = rig_zero(&l->rig, all);
-    l->teacher_x = rig_empty(&l->rig, rig_shape(l->B, l->T, l->D, 0));
-    l->compress = rig_empty(&l->rig, rig_shape(l->B, 0, 0, 0));
-    l->frac = rig_empty(&l->rig, rig_shape(l->B, 0, 0, 0));
-    l->pressure = rig_zero(&l->rig, rig_shape(l->B, 0, 0, 0));
-    l->target = setting(l->file, "target");
+    l->teacher_x = rig_empty(&l->rig, rig_shape(l->ref.B, l->ref.T, l->D, 0));
+    l->compress = rig_empty(&l->rig, rig_shape(l->ref.B, 0, 0, 0));
+    l->frac = rig_empty(&l->rig, rig_shape(l->ref.B, 0, 0, 0));
+    l->pressure = rig_zero(&l->rig, rig_shape(l->ref.B, 0, 0, 0));
+    l->target = reference_setting(&l->ref, "target");
 }
 
 static void open_tape(lab *l)
@@ -146,19 +59,21 @@ static void open_tape(lab *l)
 static lab lab_open(const tiny_case *c)
 {
     lab l = {.rig = rig_open_threads(rig_device(), 1)}; /* too small to share */
-    char path[1024], name[256];
+    char base[1024], file[1024], name[256];
     snprintf(name, sizeof(name), "tiny/%s", c->family);
-    must(dms_source_open(&l.base, fixture(path, name)));
+    fixture(base, name);
     snprintf(name, sizeof(name),
              c->gate[0] ? "tiny/%s/dms_%s.safetensors" : "tiny/%s/%s.safetensors", c->family,
              c->gate[0] ? c->gate : "dense");
-    must(dms_source_open(&l.file, fixture(path, name)));
-    const dms_tensor_info *ids = dms_source_find(l.file, "ids");
-    l.B = ids->shape[0];
-    l.T = ids->shape[1];
-    const dms_reader reader = {&l, find_in_both, read_from_both};
-    open_model(&l, &reader, c->gate);
-    upload_text(&l);
+    l.ref = reference_open(base, fixture(file, name));
+    l.model = reference_model(&l.ref, l.rig.dev, c->gate);
+    l.V = l.model->config.vocab;
+    l.D = l.model->config.width;
+    l.G = l.model->config.kv_heads;
+    l.L = l.model->config.layers;
+    dms_tensor shape = rig_shape_i32(l.ref.B, l.ref.T);
+    l.ids = reference_upload(&l.ref, &l.rig, shape, "ids");
+    l.positions = reference_positions(&l.ref, &l.rig);
     open_tape(&l);
     if (c->gate[0])
         open_decisions(&l);
@@ -169,8 +84,7 @@ static void lab_close(lab *l)
 {
     dms_tape_close(l->tape);
     dms_model_close(l->model);
-    dms_source_close(l->base);
-    dms_source_close(l->file);
+    reference_close(&l->ref);
     rig_close(&l->rig);
 }
 
@@ -183,13 +97,6 @@ static dms_pass pass_of(lab *l)
                       .ids = &l->ids,
                       .positions = &l->positions,
                       .attend = dms_attend_dense};
-}
-
-static dms_var *forward(lab *l, const dms_pass *pass)
-{
-    dms_var *x = dms_transformer_forward(pass);
-    must(dms_tape_status(l->tape));
-    return x;
 }
 
 /* The training mask, and a look at the z that enters it. */
@@ -220,7 +127,7 @@ static watched training(lab *l)
 static float *logits_of(lab *l, const dms_tensor *x)
 {
     const size_t mark = l->rig.arena.used;
-    dms_tensor y = rig_empty(&l->rig, rig_shape(l->B, l->T, l->V, 0));
+    dms_tensor y = rig_empty(&l->rig, rig_shape(l->ref.B, l->ref.T, l->V, 0));
     must(dms_linear(&y, x, &l->model->head->value, NULL, NULL));
     float *host = rig_read(&y);
     l->rig.arena.used = mark;
@@ -241,43 +148,19 @@ static void to_logprobs(float *y, int64_t rows, int64_t cols)
     }
 }
 
-static void expect_near(const lab *l, const char *name, const float *got, int64_t n, double atol)
-{
-    float *want = reference(l->file, name);
-    double worst = 0;
-    int64_t where = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double error = fabs((double)got[i] - (double)want[i]);
-        if (!(error <= worst)) {
-            worst = error;
-            where = i;
-        }
-    }
-    cr_expect(worst <= atol, "%s[%lld] is %.8g, expected %.8g: off by %.3g, at most %.3g", name,
-              (long long)where, (double)got[where], (double)want[where], worst, atol);
-    free(want);
-}
-
-static void expect_tensor(const lab *l, const char *name, const dms_tensor *got, double atol)
-{
-    float *host = rig_read(got);
-    expect_near(l, name, host, dms_count(got), atol);
-    free(host);
-}
-
 static void expect_logprobs(lab *l, const char *name, const dms_tensor *x)
 {
     float *y = logits_of(l, x);
-    to_logprobs(y, l->B * l->T, l->V);
-    expect_near(l, name, y, l->B * l->T * l->V, 3e-5);
+    to_logprobs(y, l->ref.B * l->ref.T, l->V);
+    reference_expect(&l->ref, name, y, l->ref.B * l->ref.T * l->V, 3e-5);
     free(y);
 }
 
 /* Decisions are equal but where the logit is as near to 0 as rounding can carry it. */
 static void expect_decisions(const lab *l, const char *name, const char *z_name, bool noisy)
 {
-    float *want = reference(l->file, name), *z = reference(l->file, z_name);
-    float *noise = reference(l->file, "noise"), *got = rig_read(&l->decisions);
+    float *want = reference_read(&l->ref, name), *z = reference_read(&l->ref, z_name);
+    float *noise = reference_read(&l->ref, "noise"), *got = rig_read(&l->decisions);
     for (int64_t i = 0; i < dms_count(&l->decisions); i++) {
         const float logit = z[i] + (noisy ? noise[i] : 0);
         cr_expect(got[i] == want[i] || fabsf(logit) < 1e-4f, "%s[%lld] is %g where the logit is %g",
@@ -314,15 +197,15 @@ ParameterizedTest(tiny_case *c, reference, dense_logits_are_the_reference)
     lab l = lab_open(c);
     char last[32];
     const dms_pass pass = pass_of(&l);
-    dms_var *x = forward(&l, &pass);
+    dms_var *x = reference_forward(&pass);
     snprintf(last, sizeof(last), "hidden.%lld", (long long)l.L);
-    expect_tensor(&l, last, &x->value, 3e-5);
+    reference_expect_tensor(&l.ref, last, &x->value, 3e-5);
     float *y = logits_of(&l, &x->value);
-    expect_near(&l, "logits", y, l.B * l.T * l.V, 3e-5);
+    reference_expect(&l.ref, "logits", y, l.ref.B * l.ref.T * l.V, 3e-5);
     free(y);
-    dms_tensor embedded = rig_empty(&l.rig, rig_shape(l.B, l.T, l.D, 0));
+    dms_tensor embedded = rig_empty(&l.rig, rig_shape(l.ref.B, l.ref.T, l.D, 0));
     must(dms_embedding(&embedded, &l.ids, &l.model->embedding.value));
-    expect_tensor(&l, "hidden.0", &embedded, 0);
+    reference_expect_tensor(&l.ref, "hidden.0", &embedded, 0);
     lab_close(&l);
 }
 
@@ -342,8 +225,9 @@ ParameterizedTest(tiny_case *c, reference, hard_decisions_give_the_reference)
     pass.gated = true;
     pass.attend = dms_attend_hard;
     pass.context = &hard;
-    dms_var *x = forward(&l, &pass);
-    expect_tensor(&l, "hard_z", &l.z, 1e-4); /* alpha_scale 4 times the states' 3e-5 */
+    dms_var *x = reference_forward(&pass);
+    reference_expect_tensor(&l.ref, "hard_z", &l.z,
+                            1e-4); /* alpha_scale 4 times the states' 3e-5 */
     expect_decisions(&l, "hard_decision", "hard_z", false);
     expect_logprobs(&l, "hard_logprobs", &x->value);
     lab_close(&l);
@@ -360,9 +244,9 @@ ParameterizedTest(tiny_case *c, reference, fade_multiplies_the_channel_before_an
     dms_pass pass = pass_of(&l);
     pass.gated = true;
     pass.keep = 0.4f;
-    if (dms_source_find(l.file, "fade_0.4_hidden")) { /* the neuron gate only */
-        dms_var *x = forward(&l, &pass);
-        expect_tensor(&l, "fade_0.4_hidden", &x->value, 3e-5);
+    if (dms_source_find(l.ref.file, "fade_0.4_hidden")) { /* the neuron gate only */
+        dms_var *x = reference_forward(&pass);
+        reference_expect_tensor(&l.ref, "fade_0.4_hidden", &x->value, 3e-5);
     }
     lab_close(&l);
 }
@@ -374,7 +258,7 @@ static void run_teacher(lab *l)
 {
     dms_tape_reset(l->tape);
     const dms_pass pass = pass_of(l);
-    must(dms_cast(&l->teacher_x, &forward(l, &pass)->value));
+    must(dms_cast(&l->teacher_x, &reference_forward(&pass)->value));
     dms_tape_reset(l->tape);
 }
 
@@ -399,19 +283,19 @@ static dms_var *train_once(lab *l, bool replay, double *kl, double *compress)
     pass.replay = replay;
     pass.attend = attend_watched;
     pass.context = &w;
-    dms_var *x = forward(l, &pass);
+    dms_var *x = reference_forward(&pass);
     const dms_distill_spec spec = {&l->teacher_x, &l->model->head->value, &l->weight,
                                    DMS_KL_REVERSE};
     dms_var *loss = dms_ad_distill(l->tape, x, l->model->head, &spec);
     must(dms_tape_status(l->tape));
     must(dms_compression(&(dms_compression_out){&l->compress, &l->frac, &l->pressure},
-                         &l->decisions, l->target, 1.0f / (float)l->B));
+                         &l->decisions, l->target, 1.0f / (float)l->ref.B));
     must(dms_tape_backward(l->tape, NULL, NULL));
     float *weight = rig_read(&l->weight);
     if (kl)
         *kl = sum_of(&loss->value, weight);
     if (compress)
-        *compress = sum_of(&l->compress, NULL) / (double)l->B;
+        *compress = sum_of(&l->compress, NULL) / (double)l->ref.B;
     free(weight);
     return x;
 }
@@ -439,7 +323,7 @@ static void expect_gradient(const lab *l, const dms_weight *w)
 {
     char name[128];
     snprintf(name, sizeof(name), "grad.%s", w->name);
-    float *want = reference(l->file, name), *got = rig_read(&w->var->grad);
+    float *want = reference_read(&l->ref, name), *got = rig_read(&w->var->grad);
     double largest = 0, worst = 0;
     for (int64_t i = 0; i < dms_count(&w->var->grad); i++) {
         largest = fmax(largest, fabs((double)want[i]));
@@ -465,14 +349,14 @@ ParameterizedTest(tiny_case *c, reference, training_gives_losses_and_every_gradi
     run_teacher(&l);
     expect_logprobs(&l, "teacher_logprobs", &l.teacher_x);
     dms_var *x = train_once(&l, false, &kl, &compress);
-    expect_tensor(&l, "hidden", &x->value, 3e-5);
+    reference_expect_tensor(&l.ref, "hidden", &x->value, 3e-5);
     expect_logprobs(&l, "logprobs", &x->value);
-    expect_tensor(&l, "z", &l.z, 1e-4);
+    reference_expect_tensor(&l.ref, "z", &l.z, 1e-4);
     expect_decisions(&l, "decision", "z", true);
     const float losses[] = {(float)kl, (float)compress, (float)(kl + compress)};
-    expect_near(&l, "kl", &losses[0], 1, 1e-6);
-    expect_near(&l, "compress", &losses[1], 1, 1e-6);
-    expect_near(&l, "loss", &losses[2], 1, 2e-6); /* the sum of both */
+    reference_expect(&l.ref, "kl", &losses[0], 1, 1e-6);
+    reference_expect(&l.ref, "compress", &losses[1], 1, 1e-6);
+    reference_expect(&l.ref, "loss", &losses[2], 1, 2e-6); /* the sum of both */
     for (int i = 0; i < l.model->n_weights; i++)
         expect_gradient(&l, &l.model->weights[i]);
     lab_close(&l);

@@ -7,7 +7,7 @@
 #include "infer/score.h"
 #include "kernels/visibility.h"
 #include "tests/fixtures.h"
-#include "tests/rig.h"
+#include "tests/reference.h"
 
 /* ---- policies ------------------------------------------------------------------------------- */
 
@@ -96,71 +96,24 @@ Test(policy, counts_are_those_of_the_law)
 
 typedef struct {
     dms_device *dev;
-    dms_source *base, *file;
+    reference ref;
     dms_model *student, *teacher;
-    int64_t B, T;
     int32_t *ids, *next; /* [B, T] */
 } lab;
-
-static bool find_in_both(const void *context, const char *name, int *rank, int64_t *shape)
-{
-    const lab *l = context;
-    const dms_reader file = dms_source_reader(l->file), base = dms_source_reader(l->base);
-    return file.find(file.context, name, rank, shape) || base.find(base.context, name, rank, shape);
-}
-
-static dms_status read_from_both(const void *context, const char *name, void *dst, dms_dtype dtype)
-{
-    const lab *l = context;
-    return dms_source_read(dms_source_find(l->file, name) ? l->file : l->base, name, dst, dtype);
-}
-
-static float *reference(const lab *l, const char *name)
-{
-    const dms_tensor_info *info = dms_source_find(l->file, name);
-    cr_assert(info, "the fixture has no %s", name);
-    int64_t n = 1;
-    for (int i = 0; i < info->rank; i++)
-        n *= info->shape[i];
-    float *host = malloc((size_t)n * sizeof(float));
-    must(dms_source_read(l->file, name, host, info->type == DMS_FILE_I32 ? DMS_I32 : DMS_F32));
-    return host;
-}
-
-static dms_model *open_model(const lab *l, bool gated)
-{
-    dms_model *m;
-    const dms_reader reader = {l, find_in_both, read_from_both};
-    dms_model_options o = {.device = l->dev, .matrix_type = DMS_F32, .positions = l->T};
-    must(dms_config_parse(&o.config, dms_source_config(l->base)));
-    if (gated)
-        o.gate = (dms_gate){.kind = DMS_GATE_ADAPTER,
-                            .window = strtol(dms_source_text(l->file, "window"), NULL, 10),
-                            .alpha_scale = strtof(dms_source_text(l->file, "alpha_scale"), NULL),
-                            .alpha_offset = strtof(dms_source_text(l->file, "alpha_offset"), NULL),
-                            .tau = 0.1f};
-    must(dms_model_open(&m, &o));
-    must(dms_model_allocate(m));
-    must(dms_model_read(m, &reader, &(dms_read_options){0}));
-    return m;
-}
 
 static lab lab_open(void)
 {
     lab l = {0};
-    char path[1024];
+    char base[1024], file[1024];
     l.dev = rig_open_device(rig_device(), 1); /* too small to share */
-    must(dms_source_open(&l.base, fixture(path, "tiny/llama")));
-    must(dms_source_open(&l.file, fixture(path, "tiny/llama/dms_adapter.safetensors")));
-    const dms_tensor_info *ids = dms_source_find(l.file, "ids");
-    l.B = ids->shape[0];
-    l.T = ids->shape[1];
-    l.ids = (int32_t *)reference(&l, "ids");
-    l.next = malloc((size_t)(l.B * l.T) * sizeof(int32_t));
-    for (int64_t i = 0; i < l.B * l.T; i++)
-        l.next[i] = (i + 1) % l.T ? l.ids[i + 1] : -1;
-    l.student = open_model(&l, true);
-    l.teacher = open_model(&l, false);
+    l.ref = reference_open(fixture(base, "tiny/llama"),
+                           fixture(file, "tiny/llama/dms_adapter.safetensors"));
+    l.ids = reference_read(&l.ref, "ids");
+    l.next = malloc((size_t)(l.ref.B * l.ref.T) * sizeof(int32_t));
+    for (int64_t i = 0; i < l.ref.B * l.ref.T; i++)
+        l.next[i] = (i + 1) % l.ref.T ? l.ids[i + 1] : -1;
+    l.student = reference_model(&l.ref, l.dev, "adapter");
+    l.teacher = reference_model(&l.ref, l.dev, "");
     return l;
 }
 
@@ -168,8 +121,7 @@ static void lab_close(lab *l)
 {
     dms_model_close(l->student);
     dms_model_close(l->teacher);
-    dms_source_close(l->base);
-    dms_source_close(l->file);
+    reference_close(&l->ref);
     free(l->ids);
     free(l->next);
     l->dev->close(l->dev);
@@ -178,8 +130,8 @@ static void lab_close(lab *l)
 static dms_status read_lab(void *context, int64_t first, int64_t n, int32_t *ids, int32_t *next)
 {
     const lab *l = context;
-    memcpy(ids, l->ids + first * l->T, (size_t)(n * l->T) * sizeof(*ids));
-    memcpy(next, l->next + first * l->T, (size_t)(n * l->T) * sizeof(*next));
+    memcpy(ids, l->ids + first * l->ref.T, (size_t)(n * l->ref.T) * sizeof(*ids));
+    memcpy(next, l->next + first * l->ref.T, (size_t)(n * l->ref.T) * sizeof(*next));
     return DMS_OK;
 }
 
@@ -195,12 +147,12 @@ static void sweep(lab *l, int64_t batch, dms_score_report out[N_POLICIES])
     must(dms_scorer_open(&s, &(dms_score_options){.student = l->student,
                                                   .teacher = l->teacher,
                                                   .batch = batch,
-                                                  .context = l->T,
-                                                  .sequences = l->B,
+                                                  .context = l->ref.T,
+                                                  .sequences = l->ref.B,
                                                   .policies = policies,
                                                   .n_policies = N_POLICIES,
                                                   .seed = 3}));
-    for (int64_t n = 1; n <= l->B; n += l->B - 1) /* a sweep forgets the one before */
+    for (int64_t n = 1; n <= l->ref.B; n += l->ref.B - 1) /* a sweep forgets the one before */
         must(dms_scorer_sweep(s, &(dms_score_feed){read_lab, NULL, l, n}));
     for (int i = 0; i < N_POLICIES; i++)
         out[i] = dms_scorer_report(s, i);
@@ -216,12 +168,13 @@ static int by_value(const void *a, const void *b)
 /* The figures of a text by their definition, from the fixture's log-probabilities. */
 static dms_score_report by_definition(const lab *l)
 {
-    float *ls = reference(l, "hard_logprobs"), *lt = reference(l, "teacher_logprobs");
-    float *counted = reference(l, "counted");
+    float *ls = reference_read(&l->ref, "hard_logprobs"),
+          *lt = reference_read(&l->ref, "teacher_logprobs");
+    float *counted = reference_read(&l->ref, "counted");
     const int64_t V = l->student->config.vocab;
-    double *kl = calloc((size_t)(l->B * l->T), sizeof(*kl));
+    double *kl = calloc((size_t)(l->ref.B * l->ref.T), sizeof(*kl));
     dms_score_report r = {0};
-    for (int64_t i = 0; i < l->B * l->T; i++) {
+    for (int64_t i = 0; i < l->ref.B * l->ref.T; i++) {
         if (counted[i] == 0)
             continue;
         const float *s = ls + i * V, *t = lt + i * V;
@@ -269,7 +222,7 @@ Test(score, figures_are_those_of_the_reference)
     const dms_score_report want = by_definition(&l);
     sweep(&l, 2, got);
     cr_expect(got[0].counted == want.counted && got[0].predicted == want.predicted);
-    cr_expect(got[0].counted < l.B * l.T, "the fixture has end-of-text tokens inside");
+    cr_expect(got[0].counted < l.ref.B * l.ref.T, "the fixture has end-of-text tokens inside");
     expect_number("nll", got[0].nll, want.nll);
     expect_number("nll_teacher", got[0].nll_teacher, want.nll_teacher);
     expect_number("kl_forward", got[0].kl_forward, want.kl_forward);
@@ -286,10 +239,10 @@ Test(score, ratios_are_those_of_the_reference_decisions)
     lab l = lab_open();
     dms_score_report got[N_POLICIES];
     dms_kv_count sum = {0};
-    float *d = reference(&l, "hard_decision");
-    const dms_tensor_info *info = dms_source_find(l.file, "hard_decision");
+    float *d = reference_read(&l.ref, "hard_decision");
+    const dms_tensor_info *info = dms_source_find(l.ref.file, "hard_decision");
     for (int64_t i = 0; i < info->shape[0] * info->shape[1] * info->shape[2]; i++)
-        dms_kv_count_add(&sum, d + i * l.T, l.T, l.student->gate.window);
+        dms_kv_count_add(&sum, d + i * l.ref.T, l.ref.T, l.student->gate.window);
     sweep(&l, 2, got);
     expect_number("decision CR", got[0].decision_cr, dms_kv_decision_cr(&sum));
     expect_number("cache CR", got[0].cache_cr, dms_kv_cache_cr(&sum));
@@ -334,13 +287,13 @@ Test(score, refuses_what_cannot_be_scored)
     dms_policy p;
     dms_scorer *s = NULL;
     must(dms_policy_parse(&p, "dms"));
-    dms_score_options o = {l.teacher, l.teacher, 1, l.T, 2, &p, 1, 0};
+    dms_score_options o = {l.teacher, l.teacher, 1, l.ref.T, 2, &p, 1, 0};
     cr_expect(dms_scorer_open(&s, &o) == DMS_ERR_ARG && !s);
     cr_expect(strstr(dms_error_text(), "no gate"));
     o.student = l.student;
-    o.context = l.T + 1;
+    o.context = l.ref.T + 1;
     cr_expect(dms_scorer_open(&s, &o) == DMS_ERR_ARG && strstr(dms_error_text(), "open for"));
-    o.context = l.T;
+    o.context = l.ref.T;
     must(dms_scorer_open(&s, &o));
     cr_expect(dms_scorer_add(s, l.ids, l.next, 2) == DMS_ERR_ARG, "two rows in a batch of one");
     l.ids[3] = (int32_t)l.student->config.vocab;

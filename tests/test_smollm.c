@@ -6,18 +6,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "checkpoints/source_reader.h"
-#include "model/dms.h"
 #include "tests/fixtures.h"
-#include "tests/rig.h"
+#include "tests/reference.h"
 
 typedef struct {
     dms_device *dev;
-    dms_source *base, *file;
+    reference ref;
     dms_model *model;
     dms_tape *tape;
     dms_arena arena;
-    int64_t B, T, L, G;
+    int64_t L, G;
     dms_tensor ids, positions, next; /* [B, T], [B*T] */
     dms_tensor teacher_x;            /* [B, T, D] */
     dms_tensor given, decisions, z;  /* [L, B, G, T] */
@@ -34,64 +32,15 @@ static const char *model_path(void)
     return path;
 }
 
-static bool find_in_both(const void *context, const char *name, int *rank, int64_t *shape)
-{
-    const lab *l = context;
-    const dms_reader file = dms_source_reader(l->file), base = dms_source_reader(l->base);
-    return file.find(file.context, name, rank, shape) || base.find(base.context, name, rank, shape);
-}
-
-static dms_status read_from_both(const void *context, const char *name, void *dst, dms_dtype dtype)
-{
-    const lab *l = context;
-    return dms_source_read(dms_source_find(l->file, name) ? l->file : l->base, name, dst, dtype);
-}
-
-/* A tensor of the reference file; the caller frees it. */
-static float *reference(const lab *l, const char *name)
-{
-    const dms_tensor_info *info = dms_source_find(l->file, name);
-    cr_assert(info, "the fixture has no %s", name);
-    int64_t n = 1;
-    for (int i = 0; i < info->rank; i++)
-        n *= info->shape[i];
-    float *host = malloc((size_t)n * sizeof(float));
-    must(dms_source_read(l->file, name, host, info->type == DMS_FILE_I32 ? DMS_I32 : DMS_F32));
-    return host;
-}
-
-static float setting(const lab *l, const char *name)
-{
-    const char *text = dms_source_text(l->file, name);
-    cr_assert(text, "the fixture's metadata has no %s", name);
-    return strtof(text, NULL);
-}
-
-/* With the adapter's tensors; a pass says whether and how it is gated. */
-static void open_model(lab *l)
-{
-    const dms_reader reader = {l, find_in_both, read_from_both};
-    dms_model_options o = {.device = l->dev, .matrix_type = DMS_F32, .positions = l->T};
-    must(dms_config_parse(&o.config, dms_source_config(l->base)));
-    o.gate = (dms_gate){.kind = DMS_GATE_ADAPTER,
-                        .window = (int64_t)setting(l, "window"),
-                        .alpha_scale = setting(l, "alpha_scale"),
-                        .alpha_offset = setting(l, "alpha_offset"),
-                        .tau = 0.1f};
-    must(dms_model_open(&l->model, &o));
-    must(dms_model_allocate(l->model));
-    must(dms_model_read(l->model, &reader, &(dms_read_options){0}));
-    l->L = o.config.layers;
-    l->G = o.config.kv_heads;
-}
-
 static void place_tensors(lab *l, dms_arena *arena)
 {
-    const int64_t rows = l->B * l->T;
-    l->ids = l->positions = (dms_tensor){.dtype = DMS_I32, .rank = 2, .shape = {l->B, l->T}};
+    const int64_t rows = l->ref.B * l->ref.T;
+    l->ids = l->positions =
+        (dms_tensor){.dtype = DMS_I32, .rank = 2, .shape = {l->ref.B, l->ref.T}};
     l->next = (dms_tensor){.dtype = DMS_I32, .rank = 1, .shape = {rows}};
-    l->teacher_x = (dms_tensor){.rank = 3, .shape = {l->B, l->T, l->model->config.width}};
-    l->given = l->decisions = l->z = (dms_tensor){.rank = 4, .shape = {l->L, l->B, l->G, l->T}};
+    l->teacher_x = (dms_tensor){.rank = 3, .shape = {l->ref.B, l->ref.T, l->model->config.width}};
+    l->given = l->decisions = l->z =
+        (dms_tensor){.rank = 4, .shape = {l->L, l->ref.B, l->G, l->ref.T}};
     l->nll = l->kl = l->weight = (dms_tensor){.rank = 1, .shape = {rows}};
     dms_tensor *const all[] = {&l->ids,       &l->positions, &l->next, &l->teacher_x, &l->given,
                                &l->decisions, &l->z,         &l->nll,  &l->kl,        &l->weight};
@@ -101,15 +50,15 @@ static void place_tensors(lab *l, dms_arena *arena)
 
 static void upload_text(lab *l)
 {
-    const int64_t rows = l->B * l->T;
-    int32_t *ids = (int32_t *)reference(l, "ids"), *other = malloc((size_t)rows * 4);
+    const int64_t rows = l->ref.B * l->ref.T;
+    int32_t *ids = reference_read(&l->ref, "ids"), *other = malloc((size_t)rows * 4);
     float *ones = malloc((size_t)rows * sizeof(float));
     must(l->dev->upload(l->dev, l->ids.data, ids, (size_t)rows * 4));
     for (int64_t i = 0; i < rows; i++)
-        other[i] = (int32_t)(i % l->T);
+        other[i] = (int32_t)(i % l->ref.T);
     must(l->dev->upload(l->dev, l->positions.data, other, (size_t)rows * 4));
     for (int64_t i = 0; i < rows; i++) {
-        other[i] = (i + 1) % l->T ? ids[i + 1] : -1;
+        other[i] = (i + 1) % l->ref.T ? ids[i + 1] : -1;
         ones[i] = 1;
     }
     must(l->dev->upload(l->dev, l->next.data, other, (size_t)rows * 4));
@@ -123,13 +72,11 @@ static lab lab_open(void)
 {
     lab l = {0};
     char path[1024];
-    must(dms_source_open(&l.base, model_path()));
-    must(dms_source_open(&l.file, fixture(path, "smollm2-135m/reference.safetensors")));
+    l.ref = reference_open(model_path(), fixture(path, "smollm2-135m/reference.safetensors"));
     must(dms_device_open(&l.dev, DMS_CPU, 2));
-    const dms_tensor_info *ids = dms_source_find(l.file, "ids");
-    l.B = ids->shape[0];
-    l.T = ids->shape[1];
-    open_model(&l);
+    l.model = reference_model(&l.ref, l.dev, "adapter"); /* a pass says how it is gated */
+    l.L = l.model->config.layers;
+    l.G = l.model->config.kv_heads;
     dms_arena measure = dms_arena_measure(l.dev);
     place_tensors(&l, &measure);
     must(dms_arena_open(&l.arena, l.dev, measure.peak));
@@ -147,8 +94,7 @@ static void lab_close(lab *l)
     dms_tape_close(l->tape);
     dms_arena_close(&l->arena);
     dms_model_close(l->model);
-    dms_source_close(l->base);
-    dms_source_close(l->file);
+    reference_close(&l->ref);
     l->dev->close(l->dev);
 }
 
@@ -201,11 +147,11 @@ static void score(lab *l, const dms_tensor *x, bool against_teacher)
 /* 2e-3: 30 layers of f32 roundings in another order. `cols` of each T count. */
 static void expect_rows(const lab *l, const char *name, const dms_tensor *got, int64_t cols)
 {
-    float *want = reference(l, name), *host = rig_read(got);
+    float *want = reference_read(&l->ref, name), *host = rig_read(got);
     double worst = 0;
-    for (int64_t b = 0; b < l->B; b++)
+    for (int64_t b = 0; b < l->ref.B; b++)
         for (int64_t t = 0; t < cols; t++) {
-            const double error = fabs((double)host[b * l->T + t] - (double)want[b * cols + t]);
+            const double error = fabs((double)host[b * l->ref.T + t] - (double)want[b * cols + t]);
             worst = error <= worst ? worst : error;
         }
     cr_expect(worst <= 2e-3, "%s is off by %.3g, at most 2e-3", name, worst);
@@ -217,9 +163,9 @@ static void expect_rows(const lab *l, const char *name, const dms_tensor *got, i
 static void expect_logprobs(lab *l, const dms_tensor *x)
 {
     const int64_t V = l->model->config.vocab, D = l->model->config.width;
-    const int64_t n = dms_source_find(l->file, "positions")->shape[0];
-    float *want = reference(l, "logprobs"), *logits = malloc((size_t)V * sizeof(float));
-    int32_t *at = (int32_t *)reference(l, "positions");
+    const int64_t n = dms_source_find(l->ref.file, "positions")->shape[0];
+    float *want = reference_read(&l->ref, "logprobs"), *logits = malloc((size_t)V * sizeof(float));
+    int32_t *at = reference_read(&l->ref, "positions");
     dms_arena arena = {0};
     dms_tensor y = {.rank = 2, .shape = {1, V}};
     must(dms_arena_open(&arena, l->dev, dms_tensor_bytes(&y)));
@@ -254,9 +200,9 @@ static void expect_evictions(const lab *l, const char *gate, const dms_tensor *z
 {
     char name[64];
     snprintf(name, sizeof(name), "%s.evict", gate);
-    float *evict = reference(l, name), *got = rig_read(z);
+    float *evict = reference_read(&l->ref, name), *got = rig_read(z);
     snprintf(name, sizeof(name), "%s.z", gate);
-    float *want = reference(l, name);
+    float *want = reference_read(&l->ref, name);
     int64_t wrong = 0, near = 0;
     double worst = 0;
     for (int64_t i = 0; i < dms_count(z); i++) {
@@ -276,7 +222,7 @@ static void give_decisions(lab *l, const char *gate)
 {
     char name[64];
     snprintf(name, sizeof(name), "%s.evict", gate);
-    float *evict = reference(l, name);
+    float *evict = reference_read(&l->ref, name);
     for (int64_t i = 0; i < dms_count(&l->given); i++)
         evict[i] = evict[i] > 0 ? 1.0f : -1.0f;
     must(l->dev->upload(l->dev, l->given.data, evict, dms_tensor_bytes(&l->given)));
@@ -291,9 +237,9 @@ static void check_gate(lab *l, dms_gate_kind kind)
     dms_var *x = run(l, kind, &l->given);
     score(l, &x->value, true);
     snprintf(name, sizeof(name), "%s.nll", gate);
-    expect_rows(l, name, &l->nll, l->T - 1);
+    expect_rows(l, name, &l->nll, l->ref.T - 1);
     snprintf(name, sizeof(name), "%s.kl_teacher_student", gate);
-    expect_rows(l, name, &l->kl, l->T);
+    expect_rows(l, name, &l->kl, l->ref.T);
     expect_evictions(l, gate, &l->z);
     run(l, kind, NULL); /* the same by its own decisions */
     expect_evictions(l, gate, &l->z);
@@ -305,7 +251,7 @@ Test(smollm, is_the_reference_dense_and_with_both_gates)
     dms_var *x = run(&l, DMS_GATE_NONE, NULL);
     must(dms_cast(&l.teacher_x, &x->value));
     score(&l, &x->value, false);
-    expect_rows(&l, "nll", &l.nll, l.T - 1);
+    expect_rows(&l, "nll", &l.nll, l.ref.T - 1);
     expect_logprobs(&l, &x->value);
     check_gate(&l, DMS_GATE_ADAPTER);
     check_gate(&l, DMS_GATE_NEURON);

@@ -70,8 +70,11 @@ typedef struct {
     size_t keep, scratch;
 } outcome;
 
+typedef dms_var *builder(dms_tape *tape, dms_var *const in[2], segments mode, int how);
+
 /* The same numbers each time: the rig's generator starts over. */
-static outcome run(rig *r, segments mode, int layers, const dms_tape_options *options)
+static outcome run_built(rig *r, builder *build, segments mode, int how,
+                         const dms_tape_options *options)
 {
     outcome o;
     r->seed = 7;
@@ -79,7 +82,7 @@ static outcome run(rig *r, segments mode, int layers, const dms_tape_options *op
     dms_var x = rig_var(r, rig_shape(ROWS, DIM, 0, 0)), w = rig_var(r, rig_shape(DIM, 0, 0, 0));
     dms_tensor seed = rig_noise(r, x.value);
     dms_tape *tape = open_tape(options);
-    dms_var *y = blocks(tape, (dms_var *[]){&x, &w}, mode, layers);
+    dms_var *y = build(tape, (dms_var *[]){&x, &w}, mode, how);
     must(dms_tape_status(tape));
     must(dms_tape_backward(tape, y, &seed));
     dms_tape_peak(tape, &o.keep, &o.scratch);
@@ -89,6 +92,11 @@ static outcome run(rig *r, segments mode, int layers, const dms_tape_options *op
     dms_tape_close(tape);
     r->arena.used = mark;
     return o;
+}
+
+static outcome run(rig *r, segments mode, int layers, const dms_tape_options *options)
+{
+    return run_built(r, blocks, mode, layers, options);
 }
 
 static void drop(outcome *o)
@@ -398,7 +406,7 @@ static dms_var *multiples(dms_tape *tape, dms_var *x, dms_var **z, bool one)
 
 /* Layers of which one goes on with y, one with z, one with both, and all with the z of a step in
  * front of them, behind more steps than the layers have; the last step is outside too. */
-static dms_var *forks(dms_tape *tape, dms_var *const in[2], segments mode, bool one)
+static dms_var *forks(dms_tape *tape, dms_var *const in[2], segments mode, int one)
 {
     dms_var *outside = NULL, *z = NULL, *x = in[0], *y;
     for (int i = 0; i < 16; i++)
@@ -417,38 +425,17 @@ static dms_var *forks(dms_tape *tape, dms_var *const in[2], segments mode, bool 
     return dms_ad_swiglu(tape, z, y, DMS_F32);
 }
 
-/* The same as run(), over forks. */
-static outcome run_forks(rig *r, segments mode, bool one, const dms_tape_options *options)
-{
-    outcome o;
-    r->seed = 11;
-    const size_t mark = r->arena.used;
-    dms_var x = rig_var(r, rig_shape(ROWS, DIM, 0, 0)), w = rig_var(r, rig_shape(DIM, 0, 0, 0));
-    dms_tensor seed = rig_noise(r, x.value);
-    dms_tape *tape = open_tape(options);
-    dms_var *y = forks(tape, (dms_var *[]){&x, &w}, mode, one);
-    must(dms_tape_status(tape));
-    must(dms_tape_backward(tape, y, &seed));
-    dms_tape_peak(tape, &o.keep, &o.scratch);
-    o.y = options->measure ? NULL : rig_read(&y->value);
-    o.dx = rig_read(&x.grad);
-    o.dw = rig_read(&w.grad);
-    dms_tape_close(tape);
-    r->arena.used = mark;
-    return o;
-}
-
 Test(tape, a_step_with_two_outputs_gives_the_gradient_of_two_steps)
 {
     rig r = rig_open(DMS_CPU);
     dms_tape_options options = roomy(&r, true);
-    outcome two = run_forks(&r, PLAIN, false, &options);
+    outcome two = run_built(&r, forks, PLAIN, false, &options);
     cr_assert(two.dx[0] != 0 && two.dw[0] != 0);
     for (int mode = 0; mode < MODES; mode++) {
         options.measure = false;
-        outcome one = run_forks(&r, (segments)mode, true, &options);
+        outcome one = run_built(&r, forks, (segments)mode, true, &options);
         options.measure = true;
-        outcome plan = run_forks(&r, (segments)mode, true, &options);
+        outcome plan = run_built(&r, forks, (segments)mode, true, &options);
         cr_assert(!memcmp(one.y, two.y, TENSOR), "y of mode %d", mode);
         cr_assert(!memcmp(one.dx, two.dx, TENSOR), "dx of mode %d", mode);
         cr_assert(!memcmp(one.dw, two.dw, DIM * sizeof(float)), "dw of mode %d", mode);

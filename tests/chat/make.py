@@ -33,8 +33,10 @@ def render(name, template, messages, answer, thinking):
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     bos = next((b for family, b in BOS.items() if name.startswith(family)), "")
     options = {} if thinking else {"enable_thinking": False}
+    if "strftime_now" in template:
+        options["date_string"] = "26 Jul 2024"
     return environment.from_string(template).render(
-        messages=messages, bos_token=bos, add_generation_prompt=answer, date_string="26 Jul 2024", **options)
+        messages=messages, bos_token=bos, add_generation_prompt=answer, **options)
 
 
 def main():
