@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/finder.h"
 #include "data/keys.h"
 #include "data/utf8.h"
 
@@ -12,12 +13,16 @@ typedef struct {
     bool special, single_word, lstrip, rstrip;
 } added_token;
 
+/* A longer token is found by `finder`; that many bytes are compared at each place of a text. */
+enum { SHORT = 64 };
+
 struct dms_added {
     added_token *tokens; /* sorted by content, a start before what it starts */
     int64_t n;
     /* Tokens that begin with byte c are first[c] .. first[c + 1] - 1. */
     int64_t first[257];
-    int lead; /* the byte that all begin with, or -1 */
+    int lead;           /* the byte that all begin with, or -1 */
+    dms_finder *finder; /* of the tokens above SHORT bytes, by their index; NULL: none */
 };
 
 static int by_content(const void *x, const void *y)
@@ -55,8 +60,12 @@ static dms_status read_tokens(dms_added *a, const json_t *list, bool wanted,
         DMS_TRY(dms_key_bool(&normalized, entry, "normalized", origin, !special));
         if (normalized != wanted || json_string_length(json_object_get(entry, "content")) == 0)
             continue;
-        a->n++;
-        DMS_TRY(read_token(&a->tokens[a->n - 1], entry, wanted, normalizer, origin));
+        added_token *token = &a->tokens[a->n++];
+        DMS_TRY(read_token(token, entry, wanted, normalizer, origin));
+        if (token->content.n > 0)
+            continue;
+        dms_text_free(&token->content); /* the normalizer left nothing of it */
+        a->n--;
     }
     return DMS_OK;
 }
@@ -86,6 +95,27 @@ static size_t next_lead(const dms_added *a, const char *text, size_t n, size_t a
     return at;
 }
 
+static dms_status open_finder(dms_added *a)
+{
+    dms_status status = DMS_OK;
+    int64_t n = 0;
+    const dms_text **texts = calloc((size_t)a->n + 1, sizeof(*texts));
+    int32_t *ids = calloc((size_t)a->n + 1, sizeof(*ids));
+    if (!texts || !ids)
+        DMS_TRY_OR(done, dms_fail(DMS_ERR_NOMEM, "no memory for added tokens"));
+    for (int64_t i = 0; i < a->n; i++)
+        if (a->tokens[i].content.n > SHORT) {
+            texts[n] = &a->tokens[i].content;
+            ids[n++] = (int32_t)i;
+        }
+    if (n)
+        status = dms_finder_open(&a->finder, texts, ids, n);
+done:
+    free(texts);
+    free(ids);
+    return status;
+}
+
 dms_status dms_added_open(dms_added **out, const json_t *list, bool normalized,
                           dms_normalizer *normalizer, const char *origin)
 {
@@ -99,6 +129,7 @@ dms_status dms_added_open(dms_added **out, const json_t *list, bool normalized,
     DMS_TRY_OR(failed, read_tokens(a, list, normalized, normalizer, origin));
     qsort(a->tokens, (size_t)a->n, sizeof(*a->tokens), by_content);
     index_first_bytes(a);
+    DMS_TRY_OR(failed, open_finder(a));
     *out = a;
     return DMS_OK;
 failed:
@@ -113,6 +144,7 @@ void dms_added_close(dms_added *a)
     for (int64_t i = 0; i < a->n; i++)
         dms_text_free(&a->tokens[i].content);
     free(a->tokens);
+    dms_finder_close(a->finder);
     free(a);
 }
 
@@ -129,21 +161,24 @@ static int64_t lower_bound(const dms_added *a, int64_t low, int64_t high, size_t
     return low;
 }
 
-/* The longest token that text begins with, or NULL: narrows the sorted list byte by byte. */
-static const added_token *longest_at(const dms_added *a, const char *text, size_t n)
+/* The longest token that text + at begins with, or NULL: narrows the sorted list byte by byte. */
+static const added_token *longest_at(const dms_added *a, const char *text, size_t n, size_t at)
 {
-    const uint8_t lead = (uint8_t)text[0];
-    int64_t low = a->first[lead], high = a->first[lead + 1];
+    const uint8_t *here = (const uint8_t *)text + at;
+    int64_t low = a->first[*here], high = a->first[*here + 1];
     const added_token *best = NULL;
     for (size_t depth = 1; low < high; depth++) {
         /* All of low..high-1 share `depth` bytes with the text; the shortest comes first. */
         for (; low < high && a->tokens[low].content.n == depth; low++)
             best = &a->tokens[low];
-        if (depth == n)
+        if (depth == n - at || low == high)
             break;
-        const int byte = (uint8_t)text[depth];
-        high = lower_bound(a, low, high, depth, byte + 1);
-        low = lower_bound(a, low, high, depth, byte);
+        if (depth == SHORT) {
+            const int32_t found = dms_finder_at(a->finder, text, n, at);
+            return found < 0 ? best : &a->tokens[found];
+        }
+        high = lower_bound(a, low, high, depth, here[depth] + 1);
+        low = lower_bound(a, low, high, depth, here[depth]);
     }
     return best;
 }
@@ -191,8 +226,10 @@ bool dms_added_next(const dms_added *a, dms_added_match *m, const char *text, si
     size_t at = m->resume;
     if (a->n == 0)
         return false;
+    if (a->finder && !m->resume)
+        dms_finder_begin(a->finder);
     while ((at = next_lead(a, text, n, at)) < n) {
-        const added_token *token = longest_at(a, text + at, n - at);
+        const added_token *token = longest_at(a, text, n, at);
         if (!token) {
             at++;
             continue;
@@ -204,7 +241,8 @@ bool dms_added_next(const dms_added *a, dms_added_match *m, const char *text, si
             continue;
         const size_t done = m->end;
         m->start = token->lstrip ? strip_left(text, start, done) : start;
-        m->end = token->rstrip ? strip_right(text, n, end) : end;
+        /* Up to `done` the match before has already gone over spaces. */
+        m->end = token->rstrip ? strip_right(text, n, end > done ? end : done) : end;
         m->resume = end;
         m->id = token->id;
         /* The spaces that the match before took may hold this one. */

@@ -11,6 +11,7 @@
 #include <zlib.h>
 
 #include "data/jsonl.h"
+#include "data/packed.h"
 #include "data/shard.h"
 
 struct dms_corpus {
@@ -97,6 +98,9 @@ failed:
 /* zlib tells of a truncated file only here. */
 static dms_status close_file(dms_corpus *c)
 {
+    dms_status status = DMS_OK;
+    if (c->file && gzeof(c->file))
+        status = dms_packed_check_end(c->file, c->paths[c->next - 1]);
     dms_jsonl_close(c->lines);
     c->lines = NULL;
     const int result = c->file ? gzclose_r(c->file) : Z_OK;
@@ -104,7 +108,7 @@ static dms_status close_file(dms_corpus *c)
     if (result == Z_BUF_ERROR)
         return dms_fail(DMS_ERR_FORMAT, "%s: the gzip file ends early; it is truncated",
                         c->paths[c->next - 1]);
-    return DMS_OK;
+    return status;
 }
 
 void dms_corpus_close(dms_corpus *c)
@@ -133,6 +137,7 @@ static dms_status open_file(dms_corpus *c)
         return dms_fail(errno ? DMS_ERR_IO : DMS_ERR_NOMEM, "%s: %s", path,
                         errno ? strerror(errno) : "no memory");
     gzbuffer(c->file, 128 << 10);
+    DMS_TRY(dms_packed_check_start(c->file, path));
     return dms_jsonl_recognise(path) ? dms_jsonl_open(&c->lines, c->file, path) : DMS_OK;
 }
 

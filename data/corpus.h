@@ -22,7 +22,8 @@ void dms_corpus_close(dms_corpus *c);
 
 /* Moves to the next document; *name is its path ("PATH, line N" for a line), owned by the corpus
  * until the next call, or NULL after the last. Errors: DMS_ERR_IO, DMS_ERR_ARG (a token shard),
- * those of dms_jsonl_next. */
+ * DMS_ERR_FORMAT (no text, by its first bytes; junk behind the gzip file before, which was read to
+ * its end), those of dms_jsonl_next. */
 dms_status dms_corpus_next(dms_corpus *c, const char **name);
 /* The messages of a document that is a conversation, until the next call; NULL for a text. */
 const dms_message *dms_corpus_messages(const dms_corpus *c, size_t *n);

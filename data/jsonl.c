@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "data/buffer.h"
 #include "data/keys.h"
@@ -28,7 +29,7 @@ bool dms_jsonl_recognise(const char *path)
     const size_t n = strlen(path);
     for (size_t i = 0; i < sizeof(tails) / sizeof(*tails); i++) {
         const size_t tail = strlen(tails[i]);
-        if (n > tail && !strcmp(path + n - tail, tails[i]))
+        if (n > tail && !strcasecmp(path + n - tail, tails[i]))
             return true;
     }
     return false;

@@ -13,7 +13,7 @@ DMS_BEGIN_C
 
 typedef struct dms_jsonl dms_jsonl;
 
-/* By its name: *.jsonl, *.ndjson, or one of them with .gz behind it. */
+/* By its name: *.jsonl, *.ndjson, or one of them with .gz behind it; in capitals too. */
 bool dms_jsonl_recognise(const char *path);
 
 /* Reads from `file`, which is borrowed; `path` names it in messages and is borrowed too.

@@ -201,6 +201,20 @@ static dms_status translate_set(translation *t)
     return DMS_OK;
 }
 
+/* After a {: Oniguruma's {,m} is {0,m}, and of {n}? the ? is a second repeat, not a lazy one. */
+static dms_status translate_interval(translation *t)
+{
+    const char *low = t->text + t->at;
+    const size_t n = strspn(low, "0123456789");
+    if (!n && low[0] == ',') {
+        const size_t m = strspn(low + 1, "0123456789");
+        return dms_text_append(t->out, "0", m && low[1 + m] == '}');
+    }
+    if (n && low[n] == '}' && low[n + 1] == '?')
+        return refuse(t, t->at + n + 1, "? after {n}");
+    return DMS_OK;
+}
+
 static dms_status translate_one(translation *t)
 {
     const char c = t->text[t->at++], next = t->at < t->n ? t->text[t->at] : 0;
@@ -221,6 +235,8 @@ static dms_status translate_one(translation *t)
     }
     if (c == '[')
         return translate_set(t);
+    if (c == '{')
+        return translate_interval(t);
     if (c != '(' || next != '?')
         return DMS_OK;
     t->at++;

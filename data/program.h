@@ -1,10 +1,12 @@
-/* How programs (*_main.c) end: output checked, one message on standard error, the exit code. */
+/* How programs (*_main.c) begin and end: output checked, one message on standard error, the exit
+ * code. */
 #ifndef DMS_PROGRAM_H
 #define DMS_PROGRAM_H
 
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,13 @@ enum { DMS_EXIT_DONE, DMS_EXIT_FAILED, DMS_EXIT_USAGE };
 
 /* Whole seeds up to here are exact in configuration files, whose numbers are doubles. */
 #define DMS_MAX_SEED 9000000000000000
+
+/* First of all: a file too large for the limit (ulimit -f) is then a failure of its write, which
+ * has a message, and not the end. */
+static inline void dms_program_begin(void)
+{
+    signal(SIGXFSZ, SIG_IGN);
+}
 
 /* Says the failure on standard error; with DMS_TRACE set, also where in the source it was. */
 static inline void dms_program_complain(const char *program)

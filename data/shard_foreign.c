@@ -6,7 +6,15 @@
 #include "data/shard_format.h"
 
 #define NUMPY "\x93NUMPY"
-enum { NUMPY_BYTES = sizeof(NUMPY) - 1, LLMC_MAGIC = 20240520, LLMC_HEADER = 4 * 256 };
+enum { NUMPY_BYTES = sizeof(NUMPY) - 1, LLMC_HEADER = 4 * 256 };
+
+/* llm.c's magics are dates. Those of its token files, and all that may be one of its files: as two
+ * 16-bit ids they would begin with one that GPT-2's vocabulary does not have. */
+enum { LLMC_FIRST = 20240101, LLMC_LAST = 20241231 };
+static const struct {
+    uint32_t magic, version;
+    int id_bytes;
+} llmc[] = {{20240520, 1, 2}, {20240801, 7, 4}};
 
 static bool ends_in_bin(const char *path)
 {
@@ -14,9 +22,11 @@ static bool ends_in_bin(const char *path)
     return n > 4 && !strcmp(path + n - 4, ".bin");
 }
 
-static bool is_llmc(const uint8_t *bytes, size_t n)
+static bool is_llmc(const uint8_t *bytes, size_t n, const char *path)
 {
-    return n >= 8 && shard_get(bytes, 4) == LLMC_MAGIC && shard_get(bytes + 4, 4) < 256;
+    const uint64_t magic = n >= 8 ? shard_get(bytes, 4) : 0;
+    return magic >= LLMC_FIRST && magic <= LLMC_LAST &&
+           (ends_in_bin(path) || shard_get(bytes + 4, 4) < 256);
 }
 
 /* What .bin may hold besides: PyTorch's archives and pickles, models. As nanoGPT's ids their bytes
@@ -34,7 +44,7 @@ bool dms_shard_foreign_recognise(const uint8_t *bytes, size_t n, const char *pat
 {
     if (n >= NUMPY_BYTES && !memcmp(bytes, NUMPY, NUMPY_BYTES))
         return true;
-    return is_llmc(bytes, n) || (ends_in_bin(path) && !is_something_else(bytes, n));
+    return is_llmc(bytes, n, path) || (ends_in_bin(path) && !is_something_else(bytes, n));
 }
 
 /* ---- NumPy's header: a Python dictionary ---------------------------------------------------- */
@@ -200,17 +210,23 @@ static dms_status read_numpy(dms_shard_foreign *out, const uint8_t *bytes, size_
 static dms_status read_llmc(dms_shard_foreign *out, const uint8_t *bytes, size_t n,
                             const char *path)
 {
-    const unsigned version = (unsigned)shard_get(bytes + 4, 4);
-    if (version != 1)
+    const unsigned magic = (unsigned)shard_get(bytes, 4),
+                   version = (unsigned)shard_get(bytes + 4, 4);
+    size_t kind = 0;
+    while (kind < sizeof(llmc) / sizeof(*llmc) &&
+           (llmc[kind].magic != magic || llmc[kind].version != version))
+        kind++;
+    if (kind == sizeof(llmc) / sizeof(*llmc))
         return dms_fail(DMS_ERR_FORMAT,
-                        "%s: is an llm.c token file of version %u, expected 1 (16-bit ids)", path,
-                        version);
+                        "%s: is an llm.c file of magic %u and version %u, expected one of tokens: "
+                        "20240520 and 1 (16-bit ids) or 20240801 and 7 (32-bit ids)",
+                        path, magic, version);
     if (n < LLMC_HEADER)
         return dms_fail(DMS_ERR_FORMAT,
                         "%s: is an llm.c token file of %zu bytes, its header alone has %d; it is "
                         "truncated",
                         path, n, LLMC_HEADER);
-    *out = (dms_shard_foreign){"llm.c token file", LLMC_HEADER, 2, false,
+    *out = (dms_shard_foreign){"llm.c token file", LLMC_HEADER, llmc[kind].id_bytes, false,
                                (int64_t)shard_get(bytes + 8, 4)};
     return DMS_OK;
 }
@@ -221,7 +237,7 @@ dms_status dms_shard_foreign_read(dms_shard_foreign *out, const uint8_t *bytes, 
     dms_shard_foreign f = {"16-bit ids without a header", 0, 2, false, (int64_t)(n / 2)};
     if (n >= NUMPY_BYTES && !memcmp(bytes, NUMPY, NUMPY_BYTES))
         DMS_TRY(read_numpy(&f, bytes, n, path));
-    else if (is_llmc(bytes, n))
+    else if (is_llmc(bytes, n, path))
         DMS_TRY(read_llmc(&f, bytes, n, path));
     const size_t left = n - f.at, bytes_of_id = (size_t)f.id_bytes;
     if (left % bytes_of_id || left / bytes_of_id != (uint64_t)f.n_tokens)

@@ -13,8 +13,8 @@ DMS_BEGIN_C
 /* All little-endian, and without a word of the tokenizer that the ids are of:
  *    NumPy      .npy of version 1.0 or 2.0 (numpy.lib.format): one dimension of <u2, <u4, <i4 or
  *               <i8, known by its first bytes
- *    llm.c      i32 20240520, i32 1, i32 number of ids, zeros up to 1024 bytes; then u16 ids
- *               (dev/data/data_common.py), known by the first two
+ *    llm.c      i32 20240520, i32 1, i32 number of ids, zeros up to 1024 bytes; then u16 ids; for
+ *               Llama 3 20240801, 7 and u32 ids (dev/data/data_common.py); known by the first two
  *    nanoGPT    u16 ids from the first byte to the last (data/.../prepare.py's tofile), known by
  * the name's ending in .bin */
 typedef struct {

@@ -298,7 +298,11 @@ static dms_status decode_shard(const model *m, const char *path)
     dms_status status = DMS_OK;
     DMS_TRY(dms_shard_open(&s, path));
     const dms_shard_info *info = dms_shard_get_info(s);
-    if (info->tokenizer_crc != dms_tokenizer_crc(m->tokenizer))
+    if (info->foreign)
+        fprintf(stderr,
+                "dms-tokenize: %s (%s) names no tokenizer; its ids are taken for this model's\n",
+                path, info->format);
+    else if (info->tokenizer_crc != dms_tokenizer_crc(m->tokenizer))
         DMS_TRY_OR(done, dms_fail(DMS_ERR_ARG,
                                   "%s: was made by another tokenizer than this model's "
                                   "(CRC %08x, expected %08x)",
@@ -332,6 +336,7 @@ int main(int argc, char **argv)
 {
     options o = {0};
     model m = {0};
+    dms_program_begin();
     if (parse(&o, argc, argv))
         return dms_program_refuse("dms-tokenize");
     dms_status status = open_model(&m, o.model);

@@ -344,3 +344,91 @@ Test(corpus, reads_lines_longer_than_its_buffers_but_no_endless_one)
     free(text);
     dms_text_free(&got);
 }
+
+/* Reading all of the file fails, and the message has both. */
+static void expect_refused(const char *name, const char *what, const char *remedy)
+{
+    char path[256];
+    dms_text got = {0};
+    cr_expect_eq(read_all(in_folder(path, name), &got, 512), DMS_ERR_FORMAT, "%s", name);
+    cr_expect(strstr(dms_error_message(), path) && strstr(dms_error_message(), what) &&
+                  strstr(dms_error_message(), remedy),
+              "%s: %s", name, dms_error_message());
+    dms_text_free(&got);
+}
+
+Test(corpus, refuses_what_is_no_text_by_its_first_bytes)
+{
+    static const struct {
+        const char *bytes;
+        size_t n;
+        const char *what, *remedy;
+    } cases[] = {{"\xff\xfeh\0i\0", 6, "UTF-16", "iconv"},
+                 {"\xfe\xff\0h\0i", 6, "UTF-16", "iconv"},
+                 {"\0\0\xfe\xff\0\0\0h", 8, "UTF-32", "iconv"},
+                 {"\x28\xb5\x2f\xfd....", 8, "zstd", "unzstd"},
+                 {"PK\3\4....", 8, "zip", "unzip"},
+                 {"%PDF-1.7 ...", 12, "PDF", "pdftotext"},
+                 {"\x93NUMPY\1\0....", 12, "NumPy", "data.train"},
+                 {"BZh91AY&SY...", 13, "bzip2", "bunzip2"},
+                 {"\x1f\x8b\x08.......", 10, "gzip within gzip", "gunzip"}};
+    static const char *const texts[] = {"B", "BZh9 is text", "PK", "%PDF",
+                                        "\xef\xbb\xbf"
+                                        "a"};
+    char path[256];
+    dms_text got = {0};
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        if (cases[i].bytes[0] != '\x1f') {
+            put_plain("x", cases[i].bytes, cases[i].n);
+            expect_refused("x", cases[i].what, cases[i].remedy);
+        }
+        put_gzip("x.jsonl.gz", cases[i].bytes, cases[i].n);
+        expect_refused("x.jsonl.gz", cases[i].what, cases[i].remedy);
+    }
+    for (size_t i = 0; i < COUNT(texts); i++) {
+        put_plain("x", texts[i], strlen(texts[i]));
+        must(read_all(in_folder(path, "x"), &got, 2));
+        cr_expect(!strncmp(got.bytes, texts[i], strlen(texts[i])), "%s", texts[i]);
+    }
+    dms_text_free(&got);
+}
+
+static void append(const char *name, const char *bytes, size_t n)
+{
+    char path[256];
+    FILE *file = fopen(in_folder(path, name), "ab");
+    cr_assert(file && fwrite(bytes, 1, n, file) == n);
+    fclose(file);
+}
+
+Test(corpus, takes_several_gzip_members_and_refuses_what_else_follows_one)
+{
+    static char more[64];
+    char path[256];
+    dms_text got = {0};
+    put_gzip("more", "two", 3);
+    FILE *file = fopen(in_folder(path, "more"), "rb");
+    const size_t n = fread(more, 1, sizeof(more), file);
+    fclose(file);
+    put_gzip("x", "one", 3);
+    append("x", more, n);
+    append("x", "\0\0\0\0\0", 5);
+    must(read_all(in_folder(path, "x"), &got, 100));
+    cr_expect_str_eq(got.bytes, "onetwo|");
+    append("x", "junk", 4);
+    expect_refused("x", "followed by what is none", "appended");
+    put_gzip("y.jsonl", "{\"text\": \"a\"}\n", 14);
+    append("y.jsonl", "{\"text\": \"b\"}\n", 14);
+    expect_refused("y.jsonl", "followed by what is none", "appended");
+    dms_text_free(&got);
+}
+
+Test(corpus, knows_json_lines_by_a_name_in_capitals)
+{
+    char path[256];
+    dms_text got = {0};
+    put_plain("X.JSONL", "{\"text\": \"a\"}\n{\"text\": \"b\"}", 27);
+    must(read_all(in_folder(path, "X.JSONL"), &got, 100));
+    cr_expect_str_eq(got.bytes, "a|b|");
+    dms_text_free(&got);
+}

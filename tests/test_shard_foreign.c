@@ -28,13 +28,11 @@ static const char *made(const char *name)
 static const struct {
     const char *name, *format;
     int id_bytes;
-} readable[] = {{"u2.npy", "NumPy array of u16", 2},
-                {"u4.npy", "NumPy array of u32", 4},
-                {"i4.npy", "NumPy array of i32", 4},
-                {"i8.npy", "NumPy array of i64", 8},
-                {"version2.npy", "NumPy array of u16", 2},
-                {"llmc.bin", "llm.c token file", 2},
-                {"nanogpt.bin", "16-bit ids without a header", 2}};
+} readable[] = {
+    {"u2.npy", "NumPy array of u16", 2},        {"u4.npy", "NumPy array of u32", 4},
+    {"i4.npy", "NumPy array of i32", 4},        {"i8.npy", "NumPy array of i64", 8},
+    {"version2.npy", "NumPy array of u16", 2},  {"llmc.bin", "llm.c token file", 2},
+    {"llmc_llama3.bin", "llm.c token file", 4}, {"nanogpt.bin", "16-bit ids without a header", 2}};
 
 Test(shard_foreign, gives_the_ids_that_other_tools_wrote)
 {
@@ -161,7 +159,11 @@ Test(shard_foreign, refuses_models_and_other_versions_by_name)
     expect_refused(path, "is not a token shard");
     cr_expect_not(dms_shard_recognise_any(path));
     write_bytes(path, other, sizeof(other));
-    expect_refused(path, "llm.c token file of version 7, expected 1");
+    expect_refused(path, "llm.c file of magic 20240520 and version 7, expected one of tokens");
+    write_bytes(path, (uint32_t[3]){20240801, 1 << 20, 0}, 12);
+    expect_refused(path, "llm.c file of magic 20240801 and version 1048576");
+    write_bytes(path, (uint32_t[3]){20240522, 1, 0}, 12); /* its multiple-choice questions */
+    expect_refused(path, "llm.c file of magic 20240522 and version 1");
     write_bytes(path, "\x93NUMPY\3\0\1\0{", 11);
     expect_refused(path, "version 3.0, expected 1.0 or 2.0");
     write_bytes(path, "ab", 0);

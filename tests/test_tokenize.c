@@ -85,3 +85,29 @@ Test(tokenize, a_conversation_in_a_format_nobody_knows_is_refused_by_its_templat
     cr_expect_eq(shell(&i, "test ! -e x.tok"), 0);
     inspection_close(&i);
 }
+
+Test(tokenize, decodes_the_ids_of_other_tools_with_a_note)
+{
+    inspection i = inspection_open();
+    cr_assert_eq(shell(&i, "printf 'one two' >d.txt; $BIN/dms-tokenize $FIX/tiny/llama -o x.tok "
+                           "d.txt && $BIN/dms-tokenize $FIX/tiny/llama --text 'one two' >ids"),
+                 0, "%s", i.err);
+    cr_assert_eq(shell(&i, "for n in $(cat ids); do printf \"\\\\$(printf %03o $((n % 256)))"
+                           "\\\\$(printf %03o $((n / 256)))\"; done >y.bin;"
+                           "$BIN/dms-tokenize $FIX/tiny/llama --decode y.bin"),
+                 0, "%s", i.err);
+    cr_expect_str_eq(i.out, "one two");
+    cr_expect(strstr(i.err, "y.bin (16-bit ids without a header) names no tokenizer"), "%s", i.err);
+    inspection_close(&i);
+}
+
+/* The signal of a file too large would end the program without a word. */
+Test(tokenize, a_file_too_large_for_the_limit_is_a_failure_with_its_message)
+{
+    inspection i = inspection_open();
+    cr_assert_eq(shell(&i, "for n in $(seq 9000); do printf 'word %d ' $n; done >d.txt"), 0);
+    cr_expect_eq(shell(&i, "ulimit -f 8; $BIN/dms-tokenize $FIX/tiny/llama -o x.tok d.txt"),
+                 FAILED);
+    cr_expect(strstr(i.err, "x.tok"), "%s", i.err);
+    inspection_close(&i);
+}

@@ -506,6 +506,9 @@ static const struct {
     {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{2}+\"},\"behavior\":"
      "\"Isolated\"}}",
      "+ after {n,m} at character 4"},
+    {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"xa{2}?\"},\"behavior\":"
+     "\"Isolated\"}}",
+     "? after {n} at character 5"},
     {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(*LIMIT_MATCH=9)a\"},"
      "\"behavior\":\"Isolated\"}}",
      "(* at character 0"},

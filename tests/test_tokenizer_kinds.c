@@ -264,6 +264,27 @@ Test(tokenizer_kinds, an_expression_finds_the_same_wherever_its_windows_end)
     }
 }
 
+/* What Oniguruma has {,m} for; elsewhere, and without m, braces are themselves. */
+Test(tokenizer_kinds, a_repeat_without_its_lower_bound_begins_at_none)
+{
+    static const struct {
+        const char *regex;
+        size_t start, end; /* in "xaaaa{,2}" */
+    } cases[] = {{"xa{,3}", 0, 4},  {"b{,3}x", 0, 1},  {"xa{,2}?a{2}$", 9, 0},
+                 {"a\\{,2}", 4, 9}, {"[{,2}]+", 5, 9}, {"a{1,2}?", 1, 2}};
+    static const char text[] = "xaaaa{,2}";
+    for (size_t i = 0; i < COUNT(cases); i++) {
+        size_t start, end;
+        dms_pattern *p;
+        must(dms_pattern_open(&p, cases[i].regex, strlen(cases[i].regex), "test"));
+        dms_pattern_begin(p, sizeof(text) - 1);
+        must(dms_pattern_find(p, &start, &end, text, sizeof(text) - 1, 0));
+        cr_expect(cases[i].end ? start == cases[i].start && end == cases[i].end : start > 9,
+                  "%s: [%zu, %zu)", cases[i].regex, start, end);
+        dms_pattern_close(p);
+    }
+}
+
 static dms_status drop_piece(void *user, const char *text, size_t n)
 {
     (void)user, (void)text, (void)n;

@@ -21,3 +21,7 @@ header[:3] = 20240520, 1, len(ids)
 with open(f"{folder}/llmc.bin", "wb") as f:
     f.write(header.tobytes())
     f.write(ids.astype(np.uint16).tobytes())
+header[:2] = 20240801, 7
+with open(f"{folder}/llmc_llama3.bin", "wb") as f:
+    f.write(header.tobytes())
+    f.write(ids.astype(np.uint32).tobytes())
