@@ -58,6 +58,40 @@ Test(recipe, is_written_so_that_it_reads_back_the_same)
     free(text);
 }
 
+/* Which YAML has only as escapes, and at whose raw ends of lines it would put spaces. */
+Test(recipe, is_written_so_that_odd_characters_of_a_path_read_back_too)
+{
+    dms_recipe r, again;
+    char *text = NULL;
+    size_t length = 0;
+    must(read_text(&r, whole));
+    must(dms_recipe_set(&r, "model.path=a\n\tb\x7f\xc2\x85\u2028\ufeff\uffff\u00e9\U0001f600"));
+    must(dms_recipe_check(&r));
+    FILE *out = open_memstream(&text, &length);
+    must(dms_recipe_write(&r, out));
+    fclose(out);
+    must(read_text(&again, text));
+    cr_assert(!memcmp(&r, &again, sizeof(r)), "%s", text);
+    free(text);
+}
+
+Test(recipe, refuses_texts_that_are_not_utf8_by_name)
+{
+    static const char *const wrong[][2] = {{"run.folder=r\xff", "run.folder"},
+                                           {"model.path=\xe9t\xe9", "model.path"},
+                                           {"data.heldout=\xc3", "data.heldout"},
+                                           {"data.train=a.tok,\x80", "data.train"}};
+    for (size_t i = 0; i < COUNT(wrong); i++) {
+        dms_recipe r;
+        must(read_text(&r, whole));
+        must(dms_recipe_set(&r, wrong[i][0]));
+        cr_expect_eq(dms_recipe_check(&r), DMS_ERR_ARG);
+        cr_expect(strstr(dms_error_message(), wrong[i][1]) &&
+                      strstr(dms_error_message(), "expected UTF-8"),
+                  "%s", dms_error_message());
+    }
+}
+
 Test(recipe, takes_overrides_from_the_command_line)
 {
     dms_recipe r = dms_recipe_defaults();

@@ -84,10 +84,8 @@ static pid_t start(const job *j)
     const int out = open(log, O_CREAT | O_WRONLY | O_APPEND, 0666);
     dup2(out, STDOUT_FILENO);
     dup2(out, STDERR_FILENO);
-    if (j->limit) {
-        signal(SIGXFSZ, SIG_IGN);
+    if (j->limit)
         setrlimit(RLIMIT_FSIZE, &(struct rlimit){j->limit, j->limit});
-    }
     execl(DMS_BINARY_DIR "/dms-train", "dms-train", config, run, compute, threads, device,
           (char *)NULL);
     _exit(127);
@@ -310,5 +308,56 @@ Test(resume, says_that_the_run_goes_on_with_other_shards)
     cr_assert_eq(system(command), 0);
     cr_assert_eq(finish(&run), 0);
     cr_assert(says(folder, "moved from data.train .*/data.tok to .*/other.tok: "));
+    remove_folder(folder);
+}
+
+static int in_shell(const char *folder, const char *command)
+{
+    char line[2400];
+    snprintf(line, sizeof(line), "cd %s && { %s ; }", folder, command);
+    const int state = system(line);
+    return WIFEXITED(state) ? WEXITSTATUS(state) : -1;
+}
+
+/* What a run would write over stays what it was, to the byte; nothing is added. */
+Test(resume, a_new_run_never_replaces_what_no_run_of_its_recipe_wrote)
+{
+    static const char *const there[][2] = {
+        {"cp run.yaml run/config.yaml", "holds config.yaml, which is not what"},
+        {"echo '{\"step\": 0}' >run/metrics.jsonl", "holds metrics.jsonl, which no run wrote"},
+        {"mkdir run/checkpoints; echo x >run/checkpoints/step-000001.h5",
+         "holds checkpoints/step-000001.h5, which no run wrote"}};
+    const char *folder = make_folder();
+    write_config(folder);
+    const job run = {folder, "run", "f32", 1, 0};
+    for (size_t i = 0; i < COUNT(there); i++) {
+        cr_assert_eq(in_shell(folder, "rm -rf run run.log kept; mkdir run"), 0);
+        cr_assert_eq(in_shell(folder, there[i][0]), 0);
+        cr_assert_eq(in_shell(folder, "cp -r run kept"), 0);
+        cr_expect_eq(finish(&run), 2, "%s", there[i][0]);
+        cr_expect(says(folder, there[i][1]), "%s", there[i][1]);
+        cr_expect(says(folder, "give another run.folder"));
+        cr_expect_eq(in_shell(folder, "diff -r run kept"), 0);
+    }
+    remove_folder(folder);
+}
+
+/* As after a kill between the first checkpoint and the link to it. */
+Test(resume, a_run_without_latest_goes_on_with_its_own_recipe_only)
+{
+    const char *folder = make_folder();
+    write_config(folder);
+    const job whole = {folder, "whole", "f32", 1, 0}, run = {folder, "run", "f32", 1, 0};
+    const job other = {folder, "run", "f32", 2, 0};
+    cr_assert_eq(finish(&whole), 0);
+    cr_assert_eq(finish(&run), 0);
+    cr_assert_eq(in_shell(folder, "rm run/latest"), 0);
+    cr_assert_eq(finish(&run), 2);
+    cr_expect(says(folder, "checkpoints (checkpoints/step-.*) and no link latest to go on from"));
+    cr_assert_eq(in_shell(folder, "cd run/checkpoints; ls | tail -n +2 | xargs rm"), 0);
+    cr_assert_eq(finish(&other), 2);
+    cr_expect(says(folder, "holds config.yaml, which is not what a run of this recipe wrote"));
+    cr_assert_eq(finish(&run), 0);
+    expect_same_end(folder, "whole", "run");
     remove_folder(folder);
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/utf8.h"
 #include "train/recipe_keys.h"
 
 dms_recipe dms_recipe_defaults(void)
@@ -98,8 +99,36 @@ static dms_status check_schedule(const dms_recipe *r)
     return DMS_OK;
 }
 
+/* A checkpoint keeps its recipe as YAML, which is UTF-8. */
+static dms_status check_text(const dms_recipe_key *key, const char *text)
+{
+    const size_t n = strlen(text), valid = dms_utf8_valid(text, n);
+    if (valid == n)
+        return DMS_OK;
+    return dms_fail(DMS_ERR_ARG,
+                    "%s.%s is \"%s\", expected UTF-8 (byte %zu is 0x%02X): give the file or folder "
+                    "another name",
+                    key->section, key->key, text, valid, (unsigned char)text[valid]);
+}
+
+static dms_status check_texts(const dms_recipe *r)
+{
+    size_t n;
+    const dms_recipe_key *keys = dms_recipe_keys(&n);
+    for (size_t i = 0; i < n; i++) {
+        const void *field = (const char *)r + keys[i].offset;
+        const dms_paths *paths = field;
+        if (keys[i].type == DMS_KEY_TEXT)
+            DMS_TRY(check_text(&keys[i], field));
+        for (int k = 0; keys[i].type == DMS_KEY_PATHS && k < paths->n; k++)
+            DMS_TRY(check_text(&keys[i], paths->path[k]));
+    }
+    return DMS_OK;
+}
+
 dms_status dms_recipe_check(const dms_recipe *r)
 {
+    DMS_TRY(check_texts(r));
     if (!r->model.path[0])
         return dms_fail(DMS_ERR_ARG, "model.path is missing, expected a model's file or folder");
     if (!r->data.train.n)
@@ -122,14 +151,23 @@ dms_status dms_recipe_check(const dms_recipe *r)
     return check_schedule(r);
 }
 
-/* A YAML double-quoted scalar. */
+/* What YAML 1.1 (5.1, 5.4) does not have in a file, or takes for the end of a line. */
+static bool is_escaped(int32_t code)
+{
+    return code < 0x20 || (code >= 0x7F && code < 0xA0) || code == 0x2028 || code == 0x2029 ||
+           code == 0xFEFF || code == 0xFFFE || code == 0xFFFF;
+}
+
+/* A YAML double-quoted scalar of UTF-8. */
 static void write_quoted(const char *text, FILE *out)
 {
     fputc('"', out);
-    for (; *text; text++) {
-        if (*text == '"' || *text == '\\')
-            fputc('\\', out);
-        fputc(*text, out);
+    for (int length = 1; *text; text += length) {
+        const int32_t code = dms_utf8_code(text, &length);
+        if (is_escaped(code))
+            fprintf(out, "\\u%04X", (unsigned)code);
+        else
+            fprintf(out, "%s%.*s", code == '"' || code == '\\' ? "\\" : "", length, text);
     }
     fputc('"', out);
 }

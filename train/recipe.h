@@ -83,7 +83,8 @@ dms_status dms_recipe_parse(dms_recipe *recipe, const char *text, size_t length,
 /* Applies one override "section.key=value". A list's items are separated by commas, or in brackets
  * as the file has them: [a.tok, 'b c.tok']. */
 dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment);
-/* What no single key can show: window against context, fade against steps, and so on. */
+/* What no single key can show: window against context, fade against steps, and so on; and that all
+ * texts are UTF-8. */
 dms_status dms_recipe_check(const dms_recipe *recipe);
 /* Whether a run that was begun with `before` can go on with `recipe`: the gate, the shape of its
  * batches, the seed and the type of arithmetic must be the same. DMS_ERR_ARG names the first key
@@ -93,7 +94,8 @@ dms_status dms_recipe_continues(const dms_recipe *recipe, const dms_recipe *befo
 bool dms_recipe_same_data(const dms_recipe *a, const dms_recipe *b);
 /* data.train for a message: "a.tok", "a.tok and 2 more". */
 void dms_recipe_data_text(char out[DMS_DATA_TEXT], const dms_recipe *recipe);
-/* Writes the complete recipe as YAML that dms_recipe_read reads back to the same values. */
+/* Writes the complete recipe, which has passed dms_recipe_check, as YAML that dms_recipe_read reads
+ * back to the same values. */
 dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out);
 
 #endif

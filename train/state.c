@@ -382,8 +382,8 @@ dms_status dms_state_load(int64_t *step, dms_state *state)
         return DMS_OK;
     const dms_status status = load_from(step, link, state);
     if (status)
-        dms_trail_note("resuming %s; remove the link to start anew, or point it to an older file "
-                       "in checkpoints",
+        dms_trail_note("resuming %s; point the link to an older file in checkpoints, or give "
+                       "another run.folder to start anew",
                        link);
     return status;
 }

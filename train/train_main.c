@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "data/loader.h"
+#include "data/program.h"
 #include "infer/score.h"
 #include "train/trainer.h"
 
@@ -385,6 +386,7 @@ int main(int argc, char **argv)
     bool checks = false, json = false;
     char *keys[3] = {NULL};
     int option;
+    dms_program_begin();
     while ((option = getopt_long(argc, argv, "h", options, NULL)) != -1) {
         if (option == 'h') {
             fputs(help, stdout);

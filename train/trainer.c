@@ -14,6 +14,7 @@
 
 #include "checkpoints/source_reader.h"
 #include "data/loader.h"
+#include "train/folder.h"
 #include "train/metrics.h"
 #include "train/state.h"
 
@@ -270,6 +271,7 @@ static dms_status open_folder(dms_trainer *t)
     snprintf(checkpoints, sizeof(checkpoints), "%s/checkpoints", t->recipe.run.folder);
     DMS_TRY(make_folder(checkpoints));
     DMS_TRY(lock_folder(t));
+    DMS_TRY(dms_folder_check(&t->recipe));
     dms_state state = state_of(t);
     DMS_TRY(dms_state_load(&t->step, &state));
     t->dropped = state.dropped;
@@ -290,7 +292,10 @@ static dms_status open_parts(dms_trainer *t, const dms_trainer_memory *memory)
     DMS_TRY(open_student(t));
     DMS_TRY(open_data(t));
     DMS_TRY(open_objective(t));
-    return memory ? open_folder(t) : lock_folder(t);
+    if (memory)
+        return open_folder(t);
+    DMS_TRY(lock_folder(t));
+    return dms_folder_check(&t->recipe);
 }
 
 dms_status dms_trainer_open(dms_trainer **out, const dms_recipe *recipe,
