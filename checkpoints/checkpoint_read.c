@@ -237,7 +237,9 @@ static dms_status add_text(opening *o, hid_t set, const char *name)
     if (dms_crc32(0, data, bytes) != crc)
         return dms_fail(DMS_ERR_FORMAT, "%s: CRC-32 of text %s is wrong: the file is corrupt",
                         o->path, name);
-    const size_t length = bytes == 1 && !*(const char *)data ? 0 : bytes;
+    size_t length = bytes;
+    while (length && !((const char *)data)[length - 1]) /* padding (H5T_STR_NULLPAD) */
+        length--;
     dms_source_note *note = grow((void **)&c->texts, c->n_texts, sizeof(*note));
     if (note) {
         c->n_texts++;

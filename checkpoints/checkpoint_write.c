@@ -389,6 +389,7 @@ static dms_status publish(dms_checkpoint_writer *w)
     char *folder = dms_path_folder(w->path); /* before PATH is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    dms_path_keep_mode(w->temporary.fd, w->path);
     if (rename(w->temporary.path, w->path))
         DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be renamed to %s: %s", w->temporary.path,
                                   w->path, strerror(errno)));

@@ -1,5 +1,6 @@
 #include "checkpoints/export.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,7 +157,8 @@ dms_status dms_export_list(dms_export *e, dms_export_type type, bool gate_only, 
         DMS_TRY(dms_source_expect_model(e->source));
     free(e->entries);
     free(e->origins);
-    e->count = 0;
+    e->count = e->broken = 0;
+    e->first_broken = NULL;
     e->entries = calloc((size_t)n + 1, sizeof(*e->entries));
     e->origins = calloc((size_t)n + 1, sizeof(*e->origins));
     if (!e->entries || !e->origins)
@@ -187,9 +189,8 @@ static dms_status read_one(const dms_export *e, const char *name, void *dst, dms
     return dms_checkpoint_read(e->checkpoint, "masters", name, DMS_F32, n, dst);
 }
 
-static dms_status fetch(void *context, int64_t i, void *dst)
+static dms_status fetch_whole(const dms_export *e, int64_t i, void *dst)
 {
-    const dms_export *e = context;
     const dms_tensor_entry *entry = &e->entries[i];
     const dms_export_origin *o = &e->origins[i];
     dms_status status = DMS_OK;
@@ -210,6 +211,30 @@ static dms_status fetch(void *context, int64_t i, void *dst)
     }
     free(part);
     return status;
+}
+
+static bool is_finite(const void *numbers, int64_t i, dms_dtype dtype)
+{
+    return dtype == DMS_F32    ? isfinite(((const float *)numbers)[i])
+           : dtype == DMS_BF16 ? (((const uint16_t *)numbers)[i] & 0x7f80) != 0x7f80
+                               : true;
+}
+
+/* Writers fetch a second time to compare: what is broken counts once. */
+static dms_status fetch(void *context, int64_t i, void *dst)
+{
+    dms_export *e = context;
+    const dms_tensor_entry *entry = &e->entries[i];
+    const int64_t n = dms_tensor_entry_count(entry), before = e->broken;
+    DMS_TRY(fetch_whole(e, i, dst));
+    if (e->origins[i].fetched)
+        return DMS_OK;
+    e->origins[i].fetched = true;
+    for (int64_t k = 0; k < n; k++)
+        e->broken += !is_finite(dst, k, entry->dtype);
+    if (e->broken > before && !e->first_broken)
+        e->first_broken = entry->name;
+    return DMS_OK;
 }
 
 dms_tensor_set dms_export_set(dms_export *e)

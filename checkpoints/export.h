@@ -22,6 +22,7 @@ dms_status dms_export_type_from_name(dms_export_type *out, const char *name);
 typedef struct dms_export_origin {
     const char *parts[3];   /* names in the source; NULL: missing */
     dms_layout_place place; /* of part 0; parts 0: the source's tensor as it is */
+    bool fetched;           /* its numbers are counted in `broken` */
 } dms_export_origin;
 
 typedef struct {
@@ -30,6 +31,8 @@ typedef struct {
     dms_tensor_entry *entries;
     dms_export_origin *origins; /* of each entry */
     int64_t count;
+    int64_t broken;           /* NaN and infinite numbers of all that was fetched */
+    const char *first_broken; /* the entry with the first of them; NULL: none */
 } dms_export;
 
 /* Opens a model of any format; a checkpoint's CRCs are checked, and one from before the end of the

@@ -84,9 +84,7 @@ dms_status dms_export_write_hdf5(dms_export *e, const dms_export_hdf5 *options)
     dms_status status = DMS_OK;
     const char *made;
     const dms_tensor_set set = dms_export_set(e);
-    if (!options->force && dms_path_exists(options->path))
-        return dms_fail(DMS_ERR_IO, "%s exists; choose another name, or replace it with --force",
-                        options->path);
+    DMS_TRY(dms_path_check_target(options->path, options->force));
     DMS_TRY(dms_checkpoint_writer_open(&w, options->path));
     if (options->compress)
         dms_checkpoint_writer_compress(w);

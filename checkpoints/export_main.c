@@ -12,7 +12,9 @@
 #include "checkpoints/gguf_write.h"
 #include "checkpoints/huggingface.h"
 #include "checkpoints/nvidia.h"
+#include "checkpoints/source_reader.h"
 #include "data/program.h"
+#include "infer/model_file.h"
 #include "model/gate.h"
 
 static const char help[] =
@@ -77,18 +79,32 @@ failed:
     return status;
 }
 
+/* Takes over the list. */
+static void say_removed(const arguments *a, char *names)
+{
+    if (names)
+        fprintf(stderr, "dms-export: of the old model in %s removed: %s\n", a->output, names);
+    free(names);
+}
+
 static dms_status write_folder(dms_export *e, const arguments *a, const json_t *config)
 {
+    char *removed = NULL;
     DMS_TRY(dms_export_list(e, a->type, false, true));
     dms_hf_model model = {.config = config,
                           .chat_template = dms_source_chat_template(e->source),
                           .tensors = dms_export_set(e),
                           .shard_bytes = a->shard_bytes,
-                          .force = a->force};
+                          .force = a->force,
+                          .removed = &removed};
+    model.tokenizer_model =
+        dms_source_bytes(e->source, "tokenizer.model", &model.tokenizer_model_length);
     model.tokenizer = dms_source_tokenizer(e->source, &model.tokenizer_length);
     for (int i = 0; i < DMS_HF_CARRIED; i++)
         model.carried[i] = dms_source_text(e->source, dms_hf_carried[i]);
-    return dms_hf_write(a->output, &model);
+    const dms_status status = dms_hf_write(a->output, &model);
+    say_removed(a, removed);
+    return status;
 }
 
 static dms_status export_nvidia(dms_export *e, const arguments *a, const json_t *config)
@@ -127,8 +143,11 @@ static dms_status export_adapter(dms_export *e, const arguments *a, const json_t
     json_t *keys = adapter_config(e->source, config);
     if (!keys)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the adapter's config");
-    const dms_hf_model model = {.config = keys, .tensors = dms_export_set(e), .force = a->force};
+    char *removed = NULL;
+    const dms_hf_model model = {
+        .config = keys, .tensors = dms_export_set(e), .force = a->force, .removed = &removed};
     const dms_status status = dms_hf_write(a->output, &model);
+    say_removed(a, removed);
     json_decref(keys);
     return status;
 }
@@ -148,6 +167,17 @@ static const char *base_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
+/* GGUF has keys for three tokens that end a text. */
+static void say_left_out(const json_t *config)
+{
+    const json_t *ends = json_object_get(config, "eos_token_id");
+    for (size_t i = 3; i < json_array_size(ends); i++)
+        fprintf(stderr,
+                "dms-export: end-of-text token %lld is left out: GGUF has room for three of the "
+                "config's %zu\n",
+                (long long)json_integer_value(json_array_get(ends, i)), json_array_size(ends));
+}
+
 /* Everything is fetched as f32 and rounded once, by the writer. */
 static dms_status export_gguf(dms_export *e, const arguments *a, const json_t *config)
 {
@@ -162,7 +192,9 @@ static dms_status export_gguf(dms_export *e, const arguments *a, const json_t *c
                             .type = a->q8_0 ? DMS_FILE_Q8_0 : types[a->type],
                             .force = a->force};
     model.tokenizer = dms_source_tokenizer(e->source, &model.tokenizer_length);
-    return dms_gguf_write(a->output, &model);
+    DMS_TRY(dms_gguf_write(a->output, &model));
+    say_left_out(config);
+    return DMS_OK;
 }
 
 static const struct {
@@ -184,6 +216,25 @@ static int format_of(const char *name)
     return -1;
 }
 
+/* What runs no model of ours is no export of one. An adapter alone is passed on as it is. */
+static dms_status check_model(const dms_export *e, const arguments *a)
+{
+    const dms_model_file_options options = {
+        .path = a->input, .shift_given = a->shift >= 0, .shift = a->shift};
+    if (!strcmp(a->to, "adapter") && dms_source_is_adapter(e->source))
+        return DMS_OK;
+    return dms_model_file_check(e->source, &options);
+}
+
+static void say_broken(const dms_export *e)
+{
+    if (e->broken)
+        fprintf(stderr,
+                "dms-export: %lld of the weights' numbers are NaN or infinite, the first in tensor "
+                "%s; they are written as they are\n",
+                (long long)e->broken, e->first_broken);
+}
+
 /* Exports into one folder take turns: two to one name would write the same temporaries. */
 static dms_status export_all(const arguments *a, bool *usage)
 {
@@ -194,7 +245,9 @@ static dms_status export_all(const arguments *a, bool *usage)
     DMS_TRY(dms_folder_lock(&lock, a->output));
     DMS_TRY_OR(done, dms_export_open(&e, a->input));
     DMS_TRY_OR(done, make_config(&config, e, a, usage));
+    DMS_TRY_OR(done, check_model(e, a));
     DMS_TRY_OR(done, formats[format_of(a->to)].run(e, a, config));
+    say_broken(e);
 done:
     json_decref(config);
     dms_export_close(e);

@@ -84,6 +84,51 @@ bool dms_path_exists(const char *path)
     return !lstat(path, &st);
 }
 
+dms_status dms_path_refuse_latest(const char *path)
+{
+    struct stat st;
+    const char *slash = strrchr(path, '/');
+    if (strcmp(slash ? slash + 1 : path, "latest") != 0 || lstat(path, &st) || !S_ISLNK(st.st_mode))
+        return DMS_OK;
+    return dms_fail(DMS_ERR_IO,
+                    "%s is the link by which a training run finds its newest checkpoint; choose "
+                    "another name",
+                    path);
+}
+
+static const char *kind_of(mode_t mode)
+{
+    return S_ISDIR(mode)    ? "a folder"
+           : S_ISFIFO(mode) ? "a named pipe"
+           : S_ISSOCK(mode) ? "a socket"
+                            : "a device";
+}
+
+dms_status dms_path_check_target(const char *path, bool force)
+{
+    struct stat st;
+    const bool exists = dms_path_exists(path);
+    DMS_TRY(dms_path_refuse_latest(path));
+    if (exists && stat(path, &st))
+        return dms_fail(DMS_ERR_IO, "%s is a link that leads nowhere (%s); choose another name",
+                        path, strerror(errno));
+    if (exists && !S_ISREG(st.st_mode))
+        return dms_fail(DMS_ERR_IO,
+                        "%s is %s, expected a regular file or none; choose another name", path,
+                        kind_of(st.st_mode));
+    if (exists && !force)
+        return dms_fail(DMS_ERR_IO, "%s exists; choose another name, or replace it with --force",
+                        path);
+    return DMS_OK;
+}
+
+void dms_path_keep_mode(int fd, const char *path)
+{
+    struct stat st;
+    if (!stat(path, &st) && S_ISREG(st.st_mode) && fchmod(fd, st.st_mode & 0777))
+        errno = 0; /* a file system without permissions has none to keep */
+}
+
 dms_status dms_text_read(char **out, size_t *length, const char *path)
 {
     dms_mapping m;
@@ -168,6 +213,7 @@ static dms_status publish(dms_outfile *f)
     char *folder = dms_path_folder(f->path); /* before the file is replaced: this can fail */
     if (!folder)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a file name");
+    dms_path_keep_mode(f->temporary.fd, f->path);
     if (fsync(f->temporary.fd))
         DMS_TRY_OR(done, dms_fail(DMS_ERR_IO, "%s cannot be synced: %s", f->path, strerror(errno)));
     if (rename(f->temporary.path, f->path))

@@ -27,6 +27,15 @@ char *dms_path_join(const char *folder, const char *name);
 /* Folder a path lies in ("." for a bare name), on the heap. */
 char *dms_path_folder(const char *path);
 bool dms_path_exists(const char *path);
+/* DMS_ERR_IO where `path` is the link of a training run to its newest checkpoint: the run goes on
+ * from it. */
+dms_status dms_path_refuse_latest(const char *path);
+/* Whether a file may be written there: what exists must be a regular file, or a link to one, and
+ * may only be replaced with `force`. DMS_ERR_IO says what is in the way. */
+dms_status dms_path_check_target(const char *path, bool force);
+/* Gives an open file the permissions of the one that it is to replace; nothing where there is none.
+ */
+void dms_path_keep_mode(int fd, const char *path);
 /* The whole file with a 0 behind it, on the heap; `length` may be NULL. A missing file gives DMS_OK
  * and NULL. */
 dms_status dms_text_read(char **out, size_t *length, const char *path);

@@ -51,6 +51,8 @@ static dms_status set_layout(planned *p, const writer *w, const dms_tensor_entry
     const bool permuted = dms_model_type_find(w->z.family)->gguf_permuted;
     const bool q = strstr(e->name, ".self_attn.q_proj.") != NULL;
     size_t block;
+    if (e->shape[0] < 1 || (e->rank == 2 && e->shape[1] < 1))
+        return dms_fail(DMS_ERR_ARG, "tensor %s is empty, expected numbers in it", e->name);
     p->rank = e->rank;
     p->transposed = e->rank == 2 && dms_gguf_is_transposed(e->name, w->z.family);
     p->rows = e->rank == 2 ? e->shape[p->transposed ? 1 : 0] : 1;
@@ -396,7 +398,8 @@ static dms_status compare_gate(writer *w, const dms_source *s, int64_t i, float 
             query = &w->tensors[k];
     if (!query && !dms_layout_is_gate(e->name))
         return DMS_OK;
-    bool same = t && t->rank == e->rank && !memcmp(t->shape, e->shape, sizeof(*e->shape));
+    bool same =
+        t && t->rank == e->rank && !memcmp(t->shape, e->shape, (size_t)e->rank * sizeof(*e->shape));
     if (same) {
         DMS_TRY(fetch(w, i));
         DMS_TRY(dms_source_read(s, e->name, back, DMS_F32));
@@ -473,10 +476,7 @@ static dms_status check_request(const char *path, const dms_gguf_model *model)
     if (t != DMS_FILE_F32 && t != DMS_FILE_F16 && t != DMS_FILE_BF16 && t != DMS_FILE_Q8_0)
         return dms_fail(DMS_ERR_ARG, "GGUF is written as F32, F16, BF16 or Q8_0, not as %s",
                         dms_file_type_name(t));
-    if (!model->force && dms_path_exists(path))
-        return dms_fail(DMS_ERR_IO, "%s exists; choose another name, or replace it with --force",
-                        path);
-    return DMS_OK;
+    return dms_path_check_target(path, model->force);
 }
 
 static void close_writer(writer *w)

@@ -56,16 +56,16 @@ static dms_status keep_text(dms_source *s, const char *folder, const char *name,
 }
 
 /* The template in tokenizer_config.json: a text, or a list of named ones, of which "default". */
-static const char *template_of(const json_t *config)
+static const json_t *template_of(const json_t *config)
 {
     const json_t *value = json_object_get(config, "chat_template");
     for (size_t i = 0; i < json_array_size(value); i++) {
         const json_t *item = json_array_get(value, i);
         const char *name = json_string_value(json_object_get(item, "name"));
         if (name && !strcmp(name, "default"))
-            return json_string_value(json_object_get(item, "template"));
+            return json_object_get(item, "template");
     }
-    return json_string_value(value);
+    return value;
 }
 
 static dms_status keep_texts(dms_source *s, const char *folder)
@@ -75,12 +75,13 @@ static dms_status keep_texts(dms_source *s, const char *folder)
     DMS_TRY(keep_text(s, folder, "tokenizer.json", DMS_NOTE_TOKENIZER));
     for (int i = 0; i < DMS_HF_CARRIED; i++)
         DMS_TRY(keep_text(s, folder, dms_hf_carried[i], dms_hf_carried[i]));
+    DMS_TRY(keep_text(s, folder, DMS_NOTE_SENTENCEPIECE, DMS_NOTE_SENTENCEPIECE));
     DMS_TRY(keep_text(s, folder, "chat_template.jinja", DMS_NOTE_CHAT_TEMPLATE));
     DMS_TRY_OR(done, read_json(&config, folder, "tokenizer_config.json"));
-    const char *template = template_of(config);
-    if (template && !dms_source_chat_template(s))
-        DMS_TRY_OR(done,
-                   dms_source_add_text(s, DMS_NOTE_CHAT_TEMPLATE, template, strlen(template)));
+    const json_t *template = template_of(config);
+    if (json_is_string(template) && !dms_source_chat_template(s))
+        DMS_TRY_OR(done, dms_source_add_text(s, DMS_NOTE_CHAT_TEMPLATE, json_string_value(template),
+                                             json_string_length(template)));
 done:
     json_decref(config);
     return status;

@@ -24,9 +24,14 @@ typedef struct {
     /* Texts of the files in dms_hf_carried, 0-terminated, or NULL: then generation_config.json (the
      * config's token ids) and tokenizer_config.json (a minimal one) are made. */
     const char *carried[DMS_HF_CARRIED];
+    const char *tokenizer_model; /* bytes of SentencePiece's tokenizer.model, or NULL */
+    size_t tokenizer_model_length;
     dms_tensor_set tensors;
     size_t shard_bytes; /* 0: one file */
     bool force;         /* replace an existing model folder */
+    /* NULL, or where the names go of the old model's files that the new one has no file of, ", "
+     * between them, printable; NULL where there are none. The caller frees it. */
+    char **removed;
 } dms_hf_model;
 
 /* Writes a folder that the reference `transformers` loads: config.json, model.safetensors (or
@@ -34,9 +39,9 @@ typedef struct {
  * in a temporary folder beside the target, opened again and compared (config, and every tensor with
  * what `tensors` fetches a second time), and then takes its name (checkpoints/model_folder.h): the
  * target never holds half a model. A target that exists must be an empty folder; with `force` it
- * may be a folder of a model, of which the files that exports write are replaced, and all others
- * stay. Errors: DMS_ERR_IO (target exists, disk full), DMS_ERR_ARG, DMS_ERR_NOMEM; after each but
- * one the target is as it was: where the old model cannot be removed, the message says so. */
+ * may be a folder of a model, whose own files are replaced or removed, and all others stay. Errors:
+ * DMS_ERR_IO (target exists, disk full), DMS_ERR_ARG, DMS_ERR_NOMEM; after each but one the target
+ * is as it was: where the old model cannot be removed, the message says so. */
 dms_status dms_hf_write(const char *folder, const dms_hf_model *model);
 
 DMS_END_C

@@ -153,6 +153,9 @@ static dms_status write_all(const char *folder, const dms_hf_model *model)
 {
     DMS_TRY(write_json(folder, "config.json", model->config));
     DMS_TRY(write_carried(folder, model));
+    if (model->tokenizer_model)
+        DMS_TRY(write_text(folder, DMS_NOTE_SENTENCEPIECE, model->tokenizer_model,
+                           model->tokenizer_model_length));
     if (!carried(model, "generation_config.json"))
         DMS_TRY(make_generation(folder, model));
     if (model->tokenizer)
@@ -190,6 +193,10 @@ dms_status dms_hf_write(const char *folder, const dms_hf_model *model)
     DMS_TRY_OR(done, write_all(f.made.path, model));
     DMS_TRY_OR(done, check_written(f.made.path, model));
     DMS_TRY_OR(done, dms_model_folder_commit(&f));
+    if (model->removed) {
+        *model->removed = f.removed;
+        f.removed = NULL;
+    }
 done:
     dms_model_folder_abort(&f);
     return status;

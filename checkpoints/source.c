@@ -118,6 +118,10 @@ dms_status dms_source_add_tensor(dms_source *s, const dms_source_tensor *t)
 
 dms_status dms_source_take_text(dms_source *s, const char *name, char **text, size_t length)
 {
+    const char *zero = memchr(*text, 0, length);
+    if (zero && strcmp(name, DMS_NOTE_SENTENCEPIECE) != 0)
+        return dms_fail(DMS_ERR_FORMAT, "%s: text %s has a 0 at byte %zu of %zu, expected none",
+                        s->path, name, (size_t)(zero - *text), length);
     dms_source_note *notes = realloc(s->notes, (size_t)(s->n_notes + 1) * sizeof(*notes));
     if (notes)
         s->notes = notes;
@@ -250,7 +254,12 @@ static const dms_source_note *find_note(const dms_source *s, const char *name)
 
 const char *dms_source_tokenizer(const dms_source *s, size_t *length)
 {
-    const dms_source_note *note = find_note(s, DMS_NOTE_TOKENIZER);
+    return dms_source_bytes(s, DMS_NOTE_TOKENIZER, length);
+}
+
+const char *dms_source_bytes(const dms_source *s, const char *name, size_t *length)
+{
+    const dms_source_note *note = find_note(s, name);
     if (length)
         *length = note ? note->length : 0;
     return note ? note->text : NULL;

@@ -77,6 +77,9 @@ const char *dms_source_chat_template(const dms_source *s);
  * "teacher_hash", "run_config" and whatever the writer put. Folders: "generation_config.json",
  * "tokenizer_config.json". */
 const char *dms_source_text(const dms_source *s, const char *name);
+/* The same with its length, for those with zeros in them: a folder's "tokenizer.model". `length`
+ * may be NULL. */
+const char *dms_source_bytes(const dms_source *s, const char *name, size_t *length);
 /* A number one of our checkpoints carries ("step", "window", ...): false where it has none. */
 bool dms_source_number(const dms_source *s, const char *name, double *out);
 

@@ -47,6 +47,8 @@ struct dms_source {
 /* Names under which the two best known texts are kept. */
 #define DMS_NOTE_TOKENIZER "tokenizer.json"
 #define DMS_NOTE_CHAT_TEMPLATE "chat_template"
+/* The only one that may have zeros in it. */
+#define DMS_NOTE_SENTENCEPIECE "tokenizer.model"
 
 /* Maps a file for as long as the source lives; *bytes is borrowed. */
 dms_status dms_source_add_file(dms_source *s, dms_mapping *out, const char *path);
@@ -57,7 +59,8 @@ dms_status dms_source_adopt(dms_source *s, dms_mapping *m);
 dms_status dms_source_add_tensor(dms_source *s, const dms_source_tensor *t);
 /* Copies name and `length` bytes of text. */
 dms_status dms_source_add_text(dms_source *s, const char *name, const char *text, size_t length);
-/* Takes over *text instead, allocated and with a 0 at [length]; *text becomes NULL. */
+/* Takes over *text instead, allocated and with a 0 at [length]; *text becomes NULL. DMS_ERR_FORMAT
+ * where there is a 0 before: whoever writes the text would cut it there. */
 dms_status dms_source_take_text(dms_source *s, const char *name, char **text, size_t length);
 dms_status dms_source_add_number(dms_source *s, const char *name, double value);
 /* For readers that rename or permute after adding; NULL when absent. */

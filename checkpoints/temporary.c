@@ -54,14 +54,18 @@ static void remove_folder(int parent, const char *name, int fd)
     unlinkat(parent, name, AT_REMOVEDIR);
 }
 
-/* Removes what a killed process left. The lock is asked for before, and kept until it is gone. */
+/* Removes what a killed process left. The lock is asked for before, and kept until it is gone. An
+ * owner that has committed in the meantime has given lock and name away: then this is no longer
+ * ours. */
 static void remove_stale(int parent, const char *name)
 {
-    struct stat st;
+    struct stat st, named;
     const int fd = openat(parent, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         return;
-    if (!fstat(fd, &st) && !flock(fd, LOCK_EX | LOCK_NB)) {
+    if (!flock(fd, LOCK_EX | LOCK_NB) && !fstat(fd, &st) &&
+        !fstatat(parent, name, &named, AT_SYMLINK_NOFOLLOW) && st.st_ino == named.st_ino &&
+        st.st_dev == named.st_dev) {
         if (S_ISDIR(st.st_mode))
             remove_folder(parent, name, fd);
         else if (S_ISREG(st.st_mode))

@@ -50,11 +50,13 @@ static dms_status read_gate(dms_gate *out, const dms_source *source,
     return DMS_OK;
 }
 
-static dms_status open_model(dms_model_file *f, const dms_source *source,
+/* The model without memory: every weight is in the file, in its shape. */
+static dms_status open_table(dms_model **out, const dms_source *source,
                              const dms_model_file_options *options)
 {
-    const bool bf16 = options->compute == DMS_COMPUTE_BF16 ||
-                      (options->compute == DMS_COMPUTE_AUTO && options->device->has_bf16);
+    const bool fast = options->device && options->device->has_bf16;
+    const bool bf16 =
+        options->compute == DMS_COMPUTE_BF16 || (options->compute == DMS_COMPUTE_AUTO && fast);
     dms_model_options o = {.device = options->device,
                            .matrix_type = bf16 ? DMS_BF16 : DMS_F32,
                            .positions = options->positions};
@@ -63,9 +65,16 @@ static dms_status open_model(dms_model_file *f, const dms_source *source,
     if (!o.positions)
         o.positions =
             o.config.max_positions < DEFAULT_POSITIONS ? o.config.max_positions : DEFAULT_POSITIONS;
-    DMS_TRY(dms_model_open(&f->model, &o));
+    DMS_TRY(dms_model_open(out, &o));
     const dms_reader reader = dms_source_reader(source);
-    DMS_TRY(dms_model_check(f->model, &reader, false));
+    return dms_model_check(*out, &reader, false);
+}
+
+static dms_status open_model(dms_model_file *f, const dms_source *source,
+                             const dms_model_file_options *options)
+{
+    const dms_reader reader = dms_source_reader(source);
+    DMS_TRY(open_table(&f->model, source, options));
     DMS_TRY(dms_model_allocate(f->model));
     return dms_model_read(f->model, &reader, &(dms_read_options){0});
 }
@@ -98,15 +107,20 @@ static dms_status open_tokenizer(dms_model_file *f, const dms_source *source, co
     return dms_tokenizer_open(&f->tokenizer, text, length, path);
 }
 
-static dms_status fill(dms_model_file *f, const dms_source *source,
-                       const dms_model_file_options *options)
+static dms_status expect_config(const dms_source *source, const dms_model_file_options *options)
 {
     if (!dms_source_config(source))
         return dms_fail(DMS_ERR_FORMAT,
                         "%s (%s) has no config, expected a Hugging Face folder with config.json, a "
                         "GGUF file or a checkpoint of dms-train",
                         options->path, dms_source_format(source));
-    DMS_TRY(dms_source_expect_model(source));
+    return dms_source_expect_model(source);
+}
+
+static dms_status fill(dms_model_file *f, const dms_source *source,
+                       const dms_model_file_options *options)
+{
+    DMS_TRY(expect_config(source, options));
     DMS_TRY(copy_texts(f, source));
     if (!options->without_tokenizer)
         DMS_TRY(open_tokenizer(f, source, options->path));
@@ -128,6 +142,18 @@ dms_status dms_model_file_open(dms_model_file **out, const dms_model_file_option
     }
     *out = f;
     return DMS_OK;
+}
+
+dms_status dms_model_file_check(const dms_source *source, const dms_model_file_options *options)
+{
+    dms_model *model = NULL;
+    dms_status status = expect_config(source, options);
+    if (!status)
+        status = open_table(&model, source, options);
+    dms_model_close(model);
+    if (status)
+        dms_trail_note("model %s", options->path);
+    return status;
 }
 
 void dms_model_file_close(dms_model_file *file)

@@ -2,6 +2,7 @@
 #ifndef DMS_MODEL_FILE_H
 #define DMS_MODEL_FILE_H
 
+#include "checkpoints/source.h"
 #include "data/tokenizer.h"
 #include "model/model.h"
 
@@ -37,6 +38,10 @@ typedef struct {
  * a tensor has another shape than the config says, or gate and tensors contradict each other;
  * DMS_ERR_NOMEM. Memory is asked for only after every tensor was found in the file. */
 dms_status dms_model_file_open(dms_model_file **out, const dms_model_file_options *options);
+/* Whether that would find all of the network in `source`, which options->path names: config, gate
+ * and every tensor in its shape. No memory for weights, no tokenizer; `device` may be NULL. Errors:
+ * the same, with the same messages. */
+dms_status dms_model_file_check(const dms_source *source, const dms_model_file_options *options);
 /* NULL is legal. The device stays open. */
 void dms_model_file_close(dms_model_file *file);
 

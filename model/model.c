@@ -256,6 +256,29 @@ static dms_status refuse_missing(const dms_weight *w)
                     w->name);
 }
 
+/* A bias of the file that the network has no place for would be left out in silence. */
+static dms_status refuse_other_biases(const dms_model *model, const dms_reader *reader)
+{
+    for (int i = 0; i < model->config.layers; i++) {
+        const dms_layer *l = &model->layers[i];
+        char name[80];
+        int rank;
+        int64_t shape[DMS_MAX_RANK];
+#define X(field, hf_name, role)                                                                   \
+    snprintf(name, sizeof(name), "model.layers.%d." hf_name, i);                                  \
+    if (!l->field.value.rank && strstr(hf_name, "_proj.bias") &&                                  \
+        reader->find(reader->context, name, &rank, shape))                                        \
+        return dms_fail(DMS_ERR_FORMAT,                                                           \
+                        "the file has tensor %s, expected no such bias as family %s has none "    \
+                        "where attention_bias is %s; give the config that the weights belong to", \
+                        name, model->config.family,                                               \
+                        model->config.attention_bias ? "true" : "false");
+        DMS_LAYER_WEIGHT_LIST(X)
+#undef X
+    }
+    return DMS_OK;
+}
+
 dms_status dms_model_check(const dms_model *model, const dms_reader *reader, bool gate_may_start)
 {
     for (int i = 0; i < model->n_weights; i++) {
@@ -267,7 +290,7 @@ dms_status dms_model_check(const dms_model *model, const dms_reader *reader, boo
         else if (w->role != DMS_ROLE_GATE || !gate_may_start)
             return refuse_missing(w);
     }
-    return DMS_OK;
+    return refuse_other_biases(model, reader);
 }
 
 void dms_model_share(dms_model *model, const dms_model *other)

@@ -98,8 +98,9 @@ dms_status dms_model_open(dms_model **out, const dms_model_options *options);
 void dms_model_close(dms_model *model);
 
 /* Whether the file has every weight of the table in the right shape (but gate tensors, if
- * `gate_may_start`): to be asked before memory of the size that a config claims is. DMS_ERR_FORMAT
- * names the tensor, what was found and what was expected. */
+ * `gate_may_start`), and no bias of a projection beside them: to be asked before memory of the size
+ * that a config claims is. DMS_ERR_FORMAT names the tensor, what was found and what was expected.
+ */
 dms_status dms_model_check(const dms_model *model, const dms_reader *reader, bool gate_may_start);
 /* The same for one weight that the file has. */
 dms_status dms_weight_check_shape(const dms_weight *w, int rank, const int64_t *shape);

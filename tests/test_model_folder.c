@@ -54,6 +54,10 @@ static void make_old(const scratch *s)
     write_text(scratch_path(s, "m/config.json"), "old");
     write_text(scratch_path(s, "m/model-00001-of-00002.safetensors"), "old");
     write_text(scratch_path(s, "m/vocab.json"), "old");
+    write_text(scratch_path(s, "m/part.safetensors"), "old");
+    write_text(scratch_path(s, "m/model.safetensors.index.json"),
+               "{\"weight_map\": {\"a\": \"part.safetensors\", \"b\": \"README.md\"}}");
+    write_text(scratch_path(s, "m/adapter_model.safetensors"), "mine");
     write_text(scratch_path(s, "m/README.md"), "mine");
     write_text(scratch_path(s, "m/.hidden"), "mine too");
     cr_assert_eq(symlink("nowhere", scratch_path(s, "m/link")), 0);
@@ -64,6 +68,7 @@ static void expect_own_files(const scratch *s)
     char where[16] = "";
     expect_text(s, "m/README.md", "mine");
     expect_text(s, "m/.hidden", "mine too");
+    expect_text(s, "m/adapter_model.safetensors", "mine");
     cr_expect(readlink(scratch_path(s, "m/link"), where, 15) == 7 && !strcmp(where, "nowhere"));
 }
 
@@ -73,6 +78,7 @@ Test(model_folder, replaces_what_exports_write_and_leaves_all_else)
     scratch s = scratch_open();
     make_old(&s);
     cr_assert_eq(chmod(scratch_path(&s, "m"), 0750), 0);
+    cr_assert_eq(chmod(scratch_path(&s, "m/config.json"), 0640), 0);
     cr_assert_eq(stat(scratch_path(&s, "m/README.md"), &before), 0);
     cr_expect_eq(export_to(scratch_path(&s, "m"), "new", false), DMS_ERR_IO);
     cr_expect(strstr(dms_error_text(), "--force"), "%s", dms_error_text());
@@ -82,6 +88,10 @@ Test(model_folder, replaces_what_exports_write_and_leaves_all_else)
     expect_own_files(&s);
     cr_expect(!dms_path_exists(scratch_path(&s, "m/vocab.json")), "of the old tokenizer");
     cr_expect(!dms_path_exists(scratch_path(&s, "m/model-00001-of-00002.safetensors")));
+    cr_expect(!dms_path_exists(scratch_path(&s, "m/part.safetensors")), "the index listed it");
+    cr_expect(!dms_path_exists(scratch_path(&s, "m/model.safetensors.index.json")));
+    cr_assert_eq(stat(scratch_path(&s, "m/config.json"), &after), 0);
+    cr_expect_eq(after.st_mode & 0777, 0640);
     cr_assert_eq(stat(scratch_path(&s, "m/README.md"), &after), 0);
     cr_expect_eq(before.st_ino, after.st_ino, "not the same file any more");
     cr_assert_eq(stat(scratch_path(&s, "m"), &after), 0);

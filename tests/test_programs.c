@@ -9,6 +9,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "data/shard.h"
+#include "tests/files.h"
 #include "tests/fixtures.h"
 #include "tests/rig.h"
 
@@ -318,16 +319,37 @@ Test(programs, output_that_cannot_be_written_is_a_failure)
     expect(cases, COUNT(cases));
 }
 
-/* /weights/w and /masters/w of `master` elements; names that would steer a terminal. */
+/* The texts and weights of tiny/llama, with a key more. */
+static void put_model(dms_checkpoint_writer *w)
+{
+    char path[1024];
+    dms_source *s;
+    must(dms_source_open(&s, fixture(path, "tiny/llama")));
+    json_t *keys = json_deep_copy(dms_source_config(s));
+    json_object_set_new(keys, "dms_\x1b[2J", json_integer(1));
+    char *config = json_dumps(keys, 0);
+    must(dms_checkpoint_put_text(w, "config", config, strlen(config)));
+    for (int64_t i = 0; i < dms_source_count(s); i++) {
+        int64_t n;
+        const dms_tensor_info *t = dms_source_info(s, i);
+        float *x = read_f32(s, t->name, &n);
+        must(dms_checkpoint_put_tensor(w, "weights", t->name, DMS_F32, t->rank, t->shape, x));
+        free(x);
+    }
+    free(config);
+    json_decref(keys);
+    dms_source_close(s);
+}
+
+/* A model, /weights/w and /masters/w of `master` elements; names that would steer a terminal. */
 static void write_checkpoint(const char *name, int64_t master)
 {
     static const float values[64] = {1};
-    static const char config[] = "{\"model_type\": \"llama\", \"dms_\\u001b[2J\": 1}";
     char path[1024];
     dms_checkpoint_writer *w = NULL;
     snprintf(path, sizeof(path), "%s/%s", folder, name);
     must(dms_checkpoint_writer_open(&w, path));
-    must(dms_checkpoint_put_text(w, "config", config, strlen(config)));
+    put_model(w);
     must(dms_checkpoint_put_tensor(w, "weights", "w", DMS_BF16, 2, (int64_t[]){2, 2}, values));
     must(dms_checkpoint_put_tensor(w, "masters", "w", DMS_F32, 1, &master, values));
     must(dms_checkpoint_put_tensor(w, "a\x1b[31m", "w", DMS_F32, 1, &master, values));
