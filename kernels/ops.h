@@ -23,6 +23,7 @@
 #include <stdbool.h>
 
 #include "kernels/paged.h"
+#include "kernels/paged_rank.h"
 #include "kernels/tensor.h"
 
 DMS_BEGIN_C
@@ -272,7 +273,8 @@ typedef struct {
 typedef dms_status dms_adamw_fn(const dms_adamw_state *state, const dms_tensor *g,
                                 const dms_tensor *norm, const dms_adamw_spec *spec);
 
-/* The paged_ ops are declared in kernels/paged.h, with the structure they work on. */
+/* The paged_ ops are declared in kernels/paged.h, with the structure they work on, and, from
+ * paged_weigh on, in kernels/paged_rank.h. */
 #define DMS_OP_LIST(X)    \
     X(axpy)               \
     X(cast)               \
@@ -308,8 +310,16 @@ typedef dms_status dms_adamw_fn(const dms_adamw_state *state, const dms_tensor *
     X(paged_attention)    \
     X(paged_compact)      \
     X(paged_drop)         \
+    X(paged_lend)         \
+    X(paged_copy)         \
     X(paged_grow)         \
-    X(paged_pack)
+    X(paged_pack)         \
+    X(paged_weigh)        \
+    X(paged_pool)         \
+    X(paged_mark)         \
+    X(paged_bound)        \
+    X(paged_choose)       \
+    X(paged_turn)
 
 #define X(name) dms_##name##_fn dms_##name;
 DMS_OP_LIST(X)

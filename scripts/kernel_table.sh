@@ -65,7 +65,7 @@ put() { # kernel's beginning, expression
 }
 
 ask_all() {
-    local width type heads body=
+    local width type heads kernel body=
     for width in 64 96 128; do
         body+=$(put "attention_kernel<$width," "shared_bytes<$width>()")
     done
@@ -82,6 +82,16 @@ ask_all() {
         body+=$(put "decode_kernel<float, $heads>" "decode_shared<float, $heads>(128)")
     done
     ask paged_attention.cu "$body"
+    body=
+    for type in bf16 float; do
+        for heads in 1 2 4 8; do
+            for kernel in parts slots; do
+                body+=$(put "weigh_${kernel}_kernel<$type, $heads>" \
+                    "weigh_shared<${type/bf16/dms_bf16}, $heads>(128)")
+            done
+        done
+    done
+    ask paged_weigh.cu "$body"
     body=
     for type in bf16 float; do
         for width in 64 128; do

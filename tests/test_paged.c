@@ -4,8 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "infer/cache.h"
-#include "tests/rig.h"
+#include "tests/paged_copy.h"
 
 enum { SEQUENCES = 3, LAYERS = 2, MOST = 90 /* tokens of one op */ };
 
@@ -131,61 +130,13 @@ static void feed(pair *p, const batch *b)
 
 /* ---- what the cache holds ------------------------------------------------------------------- */
 
-/* A host copy of the whole cache: pages and lists. */
-typedef struct {
-    dms_paged c;
-    int64_t counters[DMS_PAGED_COUNTERS];
-} copy;
-
-static void *copied(dms_device *dev, const void *from, size_t bytes)
-{
-    void *to = malloc(bytes ? bytes : 1);
-    if (bytes)
-        must(dev->download(dev, to, from, bytes));
-    return to;
-}
-
-static copy copy_open(const side *x)
-{
-    dms_device *dev = x->r.dev;
-    copy y = {.c = *dms_cache_paged(x->cache)};
-    dms_paged *c = &y.c;
-    const size_t units = (size_t)c->sequences * (size_t)c->layers * (size_t)c->groups;
-    const int slabs = c->pages / c->slab_pages;
-    must(dev->download(dev, y.counters, c->counters, sizeof(y.counters)));
-    c->slabs = copied(dev, c->slabs, (size_t)slabs * sizeof(void *));
-    for (int i = 0; i < slabs; i++)
-        c->slabs[i] = copied(dev, c->slabs[i], (size_t)c->slab_pages * dms_page_bytes(c));
-    c->free_pages = copied(dev, c->free_pages, (size_t)y.counters[DMS_PAGED_FREE] * 4);
-    c->unit_list = copied(dev, c->unit_list, units * (size_t)c->unit_pages * 4);
-    c->live = copied(dev, c->live, units * 4);
-    c->ring = copied(dev, c->ring, units * (size_t)c->ring_entries * 4);
-    return y;
-}
-
-static void copy_close(copy *y)
-{
-    for (int i = 0; i < y->c.pages / y->c.slab_pages; i++)
-        free(y->c.slabs[i]);
-    free(y->c.slabs);
-    free(y->c.free_pages);
-    free(y->c.unit_list);
-    free(y->c.live);
-    free(y->c.ring);
-}
-
-static dms_page page_of(const copy *y, int64_t unit, int slot)
-{
-    return dms_page_at(&y->c, y->c.unit_list[unit * y->c.unit_pages + slot / y->c.page_slots]);
-}
-
 /* Slot `slot` of a unit holds the same token, its keys, values and padding to the bit. */
 static void expect_same_slot(const copy y[2], int64_t unit, int slot)
 {
     const dms_paged *c = &y[0].c;
     const size_t one = dms_dtype_bytes(c->dtype), wide = (size_t)dms_page_padded(c) * one;
     const size_t j = (size_t)(slot % c->page_slots), column = (size_t)c->page_slots * one;
-    const dms_page a = page_of(&y[0], unit, slot), b = page_of(&y[1], unit, slot);
+    const dms_page a = copy_page(&y[0], unit, slot), b = copy_page(&y[1], unit, slot);
     cr_assert_eq(a.at[j], b.at[j], "unit %d slot %d is token %d, expected %d", (int)unit, slot,
                  b.at[j], a.at[j]);
     for (size_t e = 0; e < (size_t)c->head_dim; e++)
@@ -200,8 +151,9 @@ static void expect_same_unit(const copy y[2], int64_t unit)
     const int live = c->live[unit];
     int last = -1;
     cr_assert_eq(y[1].c.live[unit], live);
+    cr_assert_eq(y[1].c.borrowed[unit], c->borrowed[unit]);
     for (int slot = 0; slot < live; slot++) {
-        const int position = page_of(&y[0], unit, slot).at[slot % c->page_slots] >> 1;
+        const int position = copy_page(&y[0], unit, slot).at[slot % c->page_slots] >> 1;
         expect_same_slot(y, unit, slot);
         last = position > last ? position : last;
     }
@@ -211,7 +163,8 @@ static void expect_same_unit(const copy y[2], int64_t unit)
     }
 }
 
-/* Each page is on the stack, or in one unit's list, and knows where. */
+/* Each page is on the stack, or in one unit's list, and knows where; what others borrow is full, in
+ * the same place of their lists. */
 static void expect_whole(const copy *y)
 {
     const dms_paged *c = &y->c;
@@ -224,8 +177,10 @@ static void expect_whole(const copy *y)
         for (int i = 0; i * c->page_slots < c->live[unit]; i++) {
             const int32_t number = c->unit_list[unit * c->unit_pages + i];
             const int32_t *owner = dms_page_at(c, number).owner;
-            seen[number]++;
-            cr_assert(owner[0] == unit && owner[1] == i);
+            const bool own = i >= c->borrowed[unit];
+            seen[number] += own;
+            cr_assert((owner[0] == unit) == own && owner[0] >= 0 && owner[1] == i);
+            cr_assert(own || c->live[unit] >= (i + 1) * c->page_slots);
         }
     for (int i = 0; i < c->pages; i++)
         cr_assert_eq(seen[i], 1, "page %d is in %d lists", i, seen[i]);
@@ -237,7 +192,7 @@ static void expect_same(const pair *p)
     copy y[2];
     dms_cache_stats stats[2];
     for (int i = 0; i < 2; i++) {
-        y[i] = copy_open(&p->sides[i]);
+        y[i] = copy_open(p->sides[i].cache);
         must(dms_cache_measure(&stats[i], p->sides[i].cache));
         expect_whole(&y[i]);
     }
@@ -281,6 +236,8 @@ static void feed_all(pair *p, int count)
 static void change_sequences(pair *p)
 {
     const int released = pick(p, SEQUENCES);
+    if (!p->admitted[released] && !dms_cache_vacant(p->sides[0].cache))
+        return;
     for (int i = 0; i < 2; i++) {
         int sequence = 0;
         if (p->admitted[released]) {
@@ -296,17 +253,33 @@ static void change_sequences(pair *p)
         p->admitted[released] = false;
 }
 
+/* One sequence from another, while there is room. */
+static void fork_one(pair *p)
+{
+    const int from = pick(p, SEQUENCES);
+    const bool share = pick(p, 4) > 0;
+    int to[2] = {0, 0};
+    if (!p->admitted[from] || !dms_cache_vacant(p->sides[0].cache))
+        return;
+    for (int i = 0; i < 2; i++)
+        must(dms_cache_fork(p->sides[i].cache, from, share, &to[i]));
+    cr_assert(to[0] == to[1] && !p->admitted[to[0]]);
+    p->admitted[to[0]] = true;
+}
+
 static void play(dms_device_kind kind, const shape *s, int steps)
 {
     pair p = pair_open(kind, s);
     for (int i = 0; i < steps; i++) {
-        const int what = i < 2 ? 0 : pick(&p, 6);
+        const int what = i < 2 ? 0 : pick(&p, 7);
         if (what == 0)
             change_sequences(&p);
         else if (what == 1)
             feed_all(&p, 2 + pick(&p, MOST - 1));
         else if (what == 2)
             feed_all(&p, 2 + pick(&p, 8));
+        else if (what == 3)
+            fork_one(&p);
         else
             for (int t = 0; t < 6; t++)
                 feed_all(&p, 1);

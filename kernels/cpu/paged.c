@@ -71,6 +71,8 @@ static void enter(const dms_paged *c, int64_t unit, int64_t slot, int32_t positi
     const int64_t j = slot % c->page_slots;
     (c->dtype == DMS_BF16 ? put_bf16 : put_f32)(c, &page, j, kv[0], kv[1]);
     page.at[j] = 2 * position;
+    if (c->scored)
+        page.score[j] = 0;
     *ring_of(c, unit, position) = (int32_t)slot;
 }
 
@@ -185,6 +187,8 @@ static void move_slot(const dms_paged *c, int64_t unit, int64_t to, int64_t from
     else
         MOVE(float, c, into, j, out, i);
     into.at[j] = out.at[i];
+    if (c->scored)
+        into.score[j] = out.score[i];
     if (!dms_is_late(now, out.at[i] >> 1, c->window))
         *ring_of(c, unit, out.at[i] >> 1) = (int32_t)to;
 }
@@ -237,10 +241,63 @@ dms_status DMS_CPU(paged_drop)(const dms_paged *cache, int sequence)
 {
     const int64_t units = (int64_t)cache->layers * cache->groups, first = sequence * units;
     for (int64_t unit = first; unit < first + units; unit++) {
-        give_pages(cache, unit, 0, pages_for(cache, cache->live[unit]));
-        count_live(cache, -cache->live[unit]);
-        cache->live[unit] = 0;
+        const int64_t borrowed = cache->borrowed[unit];
+        give_pages(cache, unit, borrowed, pages_for(cache, cache->live[unit]));
+        count_live(cache, borrowed * cache->page_slots - cache->live[unit]);
+        cache->live[unit] = cache->borrowed[unit] = 0;
     }
+    return DMS_OK;
+}
+
+/* Pages at the head of a unit that are settled for a query at `last`. */
+static int64_t settled_pages(const dms_paged *c, int64_t unit, int64_t last)
+{
+    int64_t slot = 0;
+    for (; slot < c->live[unit]; slot++) {
+        const int32_t at = *at_of(c, unit, slot);
+        if (at & 1 || !dms_is_late(last, at >> 1, c->window))
+            break;
+    }
+    return slot / c->page_slots;
+}
+
+dms_status DMS_CPU(paged_lend)(const dms_paged *cache, int from, int to, int last)
+{
+    const int64_t units = (int64_t)cache->layers * cache->groups;
+    for (int64_t i = 0; i < units; i++) {
+        const int64_t lender = from * units + i, unit = to * units + i;
+        const int64_t count = settled_pages(cache, lender, last);
+        memcpy(cache->unit_list + unit * cache->unit_pages,
+               cache->unit_list + lender * cache->unit_pages, (size_t)count * sizeof(int32_t));
+        cache->borrowed[unit] = (int32_t)count;
+        cache->live[unit] = (int32_t)(count * cache->page_slots);
+    }
+    return DMS_OK;
+}
+
+/* What `unit` lacks of another one. */
+static dms_status copy_unit(const dms_paged *c, int64_t other, int64_t unit)
+{
+    const int64_t lacking = c->live[other] - c->live[unit];
+    const int64_t end = pages_for(c, c->live[other]);
+    for (int64_t i = pages_for(c, c->live[unit]); i < end; i++) {
+        DMS_TRY(take_page(c, unit, i));
+        const dms_page page = page_of(c, unit, i);
+        const int32_t owner[2] = {page.owner[0], page.owner[1]};
+        memcpy(page.k, page_of(c, other, i).k, dms_page_bytes(c));
+        memcpy(page.owner, owner, sizeof(owner));
+    }
+    memcpy(ring_of(c, unit, 0), ring_of(c, other, 0), (size_t)c->ring_entries * sizeof(int32_t));
+    c->live[unit] = c->live[other];
+    count_live(c, lacking);
+    return DMS_OK;
+}
+
+dms_status DMS_CPU(paged_copy)(const dms_paged *cache, int from, int to)
+{
+    const int64_t units = (int64_t)cache->layers * cache->groups;
+    for (int64_t i = 0; i < units; i++)
+        DMS_TRY(copy_unit(cache, from * units + i, to * units + i));
     return DMS_OK;
 }
 

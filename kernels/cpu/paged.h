@@ -2,6 +2,7 @@
 #ifndef DMS_CPU_PAGED_H
 #define DMS_CPU_PAGED_H
 
+#include "kernels/bf16.h"
 #include "kernels/cpu/isa.h"
 
 /* Row b of the batch, KV head g. */
@@ -34,6 +35,18 @@ static inline int32_t *at_of(const dms_paged *c, int64_t unit, int64_t slot)
 static inline int32_t *ring_of(const dms_paged *c, int64_t unit, int64_t position)
 {
     return c->ring + unit * c->ring_entries + position % c->ring_entries;
+}
+
+/* n elements of a page as f32: where they lie, or widened into `wide`. */
+static inline const float *as_f32(const dms_paged *c, const void *data, float *wide, int64_t n)
+{
+    if (c->dtype == DMS_F32)
+        return data;
+    const uint16_t *bits = data;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++)
+        wide[i] = dms_bf16_to_f32(bits[i]);
+    return wide;
 }
 
 #endif

@@ -3,38 +3,13 @@
  * Which page a unit gets depends on the order of blocks; what a slot holds does not. Within one op
  * pages are only taken or only given back, so that one integer atomic on the stack's height is
  * enough. */
-#include "kernels/cuda/paged.cuh"
+#include "kernels/cuda/paged_list.cuh"
 
 /* Kernels here have no __launch_bounds__: told of 256 threads, ptxas spills registers of
  * drop_kernel (sm_80) and compact_close_kernel (sm_90), to fit more blocks than are launched. */
-enum { THREADS = 256, WARPS = THREADS / DMS_WARP, ENTERED = 32 /* tokens of a block */ };
+enum { THREADS = LIST_THREADS, WARPS = LIST_WARPS, ENTERED = 32 /* tokens of a block */ };
 
 /* ---- append --------------------------------------------------------------------------------- */
-
-/* The count's highest value comes after the last addition of an op that only adds. */
-static __device__ void count_new(const dms_paged *c, int slots)
-{
-    const int64_t live = dms_paged_count(c, DMS_PAGED_LIVE, slots) + slots;
-    atomicMax((unsigned long long *)c->counters + DMS_PAGED_PEAK, (unsigned long long)live);
-}
-
-/* Takes `count` pages off the stack; they are the entries below the number returned. None left: the
- * kernel ends with an error, since no op may return a status from here. */
-static __device__ int pop_pages(const dms_paged *c, int count)
-{
-    const int64_t height = dms_paged_count(c, DMS_PAGED_FREE, -(int64_t)count);
-    if (height < count)
-        dms_trap();
-    return (int)height;
-}
-
-static __device__ void own_page(const dms_paged *c, int64_t unit, int index, int32_t number)
-{
-    int32_t *owner = dms_page_at(c, number).owner;
-    owner[0] = (int32_t)unit;
-    owner[1] = index;
-    c->unit_list[unit * c->unit_pages + index] = number;
-}
 
 /* The decision of the token at `position` governs the token before it. */
 static __device__ void mark_previous(const dms_paged *c, int64_t unit, int position, bool evicted)
@@ -52,9 +27,9 @@ static __device__ int step(const dms_paged *c, int64_t unit, int position, bool 
     if (slot < 0 || !(*dms_paged_slot(c, unit, slot) & 1)) {
         slot = c->live[unit];
         if (slot % c->page_slots == 0)
-            own_page(c, unit, slot / c->page_slots, c->free_pages[pop_pages(c, 1) - 1]);
+            dms_paged_own(c, unit, slot / c->page_slots, c->free_pages[dms_paged_pop(c, 1) - 1]);
         c->live[unit] = slot + 1;
-        count_new(c, 1);
+        dms_paged_count_new(c, 1);
     }
     *entry = slot;
     *dms_paged_slot(c, unit, slot) = 2 * position;
@@ -85,6 +60,8 @@ static __global__ void append_one_kernel(dms_paged_batch b, const float *k, cons
             dms_store((T *)page.k + e * c->page_slots + slot, k[i * c->head_dim + e]);
         dms_store((T *)page.v + slot * wide + e, e < c->head_dim ? v[i * c->head_dim + e] : 0.0f);
     }
+    if (c->scored && lane == 0)
+        page.score[slot] = 0;
 }
 
 /* T > 1, first: pages and counts of each unit by one warp, and the mark on the token before the
@@ -103,13 +80,13 @@ static __global__ void chunk_pages_kernel(dms_paged_batch b, const float *z)
     __syncwarp(); /* all lanes have read `live` */
     if (lane == 0) {
         mark_previous(c, unit, b.positions[i / c->groups * b.tokens], z && z[i * b.tokens] > 0);
-        height = count ? pop_pages(c, count) : 0;
+        height = count ? dms_paged_pop(c, count) : 0;
         c->live[unit] = live + b.tokens;
-        count_new(c, b.tokens);
+        dms_paged_count_new(c, b.tokens);
     }
     height = __shfl_sync(DMS_ALL_LANES, height, 0);
     for (int j = lane; j < count; j += DMS_WARP)
-        own_page(c, unit, from + j, c->free_pages[height - 1 - j]);
+        dms_paged_own(c, unit, from + j, c->free_pages[height - 1 - j]);
 }
 
 /* The marks that tokens of the chunk make on one another, and the ring. Of two tokens with one
@@ -120,7 +97,10 @@ static __device__ void enter_index(const dms_paged_batch *b, int64_t i, int t, i
     const int64_t unit = dms_paged_unit(b, i);
     const int32_t position = b->positions[i / b->c.groups * b->tokens + t];
     const bool evicted = z && t + 1 < b->tokens && z[t + 1] > 0;
-    *dms_paged_slot(&b->c, unit, slot) = 2 * position + evicted;
+    const dms_page page = dms_paged_page(&b->c, unit, slot);
+    page.at[slot % b->c.page_slots] = 2 * position + evicted;
+    if (b->c.scored)
+        page.score[slot % b->c.page_slots] = 0;
     if (b->tokens - t <= b->c.ring_entries)
         *dms_paged_ring(&b->c, unit, position) = slot;
 }
@@ -216,28 +196,7 @@ dms_status dms_cuda_paged_append(const dms_paged *cache, const dms_paged_rows *r
     return DMS_LAUNCHED();
 }
 
-/* ---- lists ---------------------------------------------------------------------------------- */
-
-/* The values of the threads that want it, in the order of threads, become list[0...]; returns their
- * number to all. The list can be read after the next barrier. */
-static __device__ int collect(int32_t *list, bool want, int32_t value)
-{
-    __shared__ int counts[WARPS];
-    const int lane = (int)threadIdx.x % DMS_WARP, warp = (int)threadIdx.x / DMS_WARP;
-    const unsigned wanting = __ballot_sync(DMS_ALL_LANES, want);
-    int before = 0, all = 0;
-    __syncthreads(); /* the counts of the call before were read */
-    if (lane == 0)
-        counts[warp] = __popc(wanting);
-    __syncthreads();
-    for (int w = 0; w < WARPS; w++) {
-        before += w < warp ? counts[w] : 0;
-        all += counts[w];
-    }
-    if (want)
-        list[before + __popc(wanting & ((1u << lane) - 1))] = value;
-    return all;
-}
+/* ---- compact -------------------------------------------------------------------------------- */
 
 /* Pages [from, to) of a unit go onto the stack; by a whole block. */
 static __device__ void give_pages(const dms_paged *c, int64_t unit, int from, int to)
@@ -254,8 +213,6 @@ static __device__ void give_pages(const dms_paged *c, int64_t unit, int from, in
         c->free_pages[height + j] = number;
     }
 }
-
-/* ---- compact -------------------------------------------------------------------------------- */
 
 /* Holes are the expired slots below the number of slots kept, in ascending order; movers the kept
  * slots from there on, in descending order. There are as many of one as of the other, and mover j
@@ -329,7 +286,7 @@ static __device__ void closing_drop(closing *x, int pairs)
     __syncthreads();
 }
 
-/* Keys and values of one slot, by a warp. */
+/* Keys, values and score of one slot, by a warp. */
 template <class T>
 static __device__ void move_slot(const dms_paged *c, int64_t unit, int to, int from)
 {
@@ -342,6 +299,8 @@ static __device__ void move_slot(const dms_paged *c, int64_t unit, int to, int f
     const uint4 *w = (const uint4 *)((const T *)out.v + i * wide);
     for (int e = lane; e < wide * (int)sizeof(T) / 16; e += DMS_WARP)
         v[e] = w[e];
+    if (c->scored && lane == 0)
+        into.score[j] = out.score[i];
 }
 
 /* First what slots hold: blocks share the moves of a unit, and none changes what the others look
@@ -417,12 +376,12 @@ dms_status dms_cuda_paged_compact(const dms_paged *cache, const dms_paged_rows *
 static __global__ void drop_kernel(dms_paged c, int64_t first)
 {
     const int64_t unit = first + blockIdx.x;
-    const int live = c.live[unit];
-    give_pages(&c, unit, 0, dms_paged_pages(&c, live));
-    __syncthreads(); /* all threads have read `live` */
+    const int live = c.live[unit], borrowed = c.borrowed[unit];
+    give_pages(&c, unit, borrowed, dms_paged_pages(&c, live));
+    __syncthreads(); /* all threads have read both */
     if (threadIdx.x == 0 && live) {
-        dms_paged_count(&c, DMS_PAGED_LIVE, -(int64_t)live);
-        c.live[unit] = 0;
+        dms_paged_count(&c, DMS_PAGED_LIVE, (int64_t)borrowed * c.page_slots - live);
+        c.live[unit] = c.borrowed[unit] = 0;
     }
 }
 

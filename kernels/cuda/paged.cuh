@@ -89,6 +89,32 @@ static __device__ __forceinline__ int64_t dms_paged_count(const dms_paged *c, in
     return (int64_t)atomicAdd(at, (unsigned long long)change);
 }
 
+/* The count's highest value comes after the last addition of an op that only adds. */
+static __device__ __forceinline__ void dms_paged_count_new(const dms_paged *c, int slots)
+{
+    const int64_t live = dms_paged_count(c, DMS_PAGED_LIVE, slots) + slots;
+    atomicMax((unsigned long long *)c->counters + DMS_PAGED_PEAK, (unsigned long long)live);
+}
+
+/* Takes `count` pages off the stack; they are the entries below the number returned. None left: the
+ * kernel ends with an error, since no op may return a status from here. */
+static __device__ __forceinline__ int dms_paged_pop(const dms_paged *c, int count)
+{
+    const int64_t height = dms_paged_count(c, DMS_PAGED_FREE, -(int64_t)count);
+    if (height < count)
+        dms_trap();
+    return (int)height;
+}
+
+static __device__ __forceinline__ void dms_paged_own(const dms_paged *c, int64_t unit, int index,
+                                                     int32_t number)
+{
+    int32_t *owner = dms_page_at(c, number).owner;
+    owner[0] = (int32_t)unit;
+    owner[1] = index;
+    c->unit_list[unit * c->unit_pages + index] = number;
+}
+
 /* The 16 bytes at p as floats: 8 of bf16, 4 of f32. */
 static __device__ __forceinline__ void dms_widen(float *out, const dms_bf16 *p)
 {

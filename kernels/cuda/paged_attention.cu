@@ -7,18 +7,10 @@
  * multiplications and about 450 other operations, 20 clocks of 128 lanes. So plain f32 arithmetic
  * keeps up and no tensor cores are needed up to R = 8; more heads are taken 8 at a time, and read
  * the unit again from the L2 cache. */
-#include "kernels/cuda/paged.cuh"
+#include "kernels/cuda/paged_tile.cuh"
 
-enum {
-    WARPS = 4,
-    THREADS = WARPS * DMS_WARP,
-    SLICES = 4, /* lanes that share a column of keys: each takes every SLICES-th channel */
-    ITEMS = DMS_WARP / SLICES, /* 16-byte columns of slots that a warp reads at once */
-    GROUP = 16,                /* slots that lie in one page for sure */
-};
+enum { WARPS = 4, THREADS = WARPS * DMS_WARP };
 
-#define VECTOR(T) (16 / (int)sizeof(T))             /* elements of 16 bytes */
-#define TILE(T) (ITEMS * VECTOR(T))                 /* slots that a warp meets at once */
 #define CHANNELS(T) (DMS_WARP * VECTOR(T))          /* the most that a warp sums at once */
 #define BLOCKS(T, RT) (RT * VECTOR(T) > 32 ? 2 : 3) /* of an SM, as registers allow */
 
@@ -79,103 +71,6 @@ static __device__ void load_queries(float *to, const decode *d, const float *q, 
         to[e * RT + r] = r < heads ? q[i] * d->scale : 0.0f;
     }
     __syncthreads();
-}
-
-/* Where lane i's group of slots of a tile lies: page and place there. Groups past the last live
- * slot are the first of the unit, so that they can be read. The page's address follows later: a
- * warp then waits for neither of two reads that hang on one another. */
-typedef struct {
-    int32_t page;
-    int place;
-} spot;
-
-template <class T> static __device__ spot find(const dms_paged *c, int64_t unit, int tile, int live)
-{
-    const int lane = (int)threadIdx.x % DMS_WARP;
-    const int group = tile * TILE(T) + lane * GROUP;
-    const int slot = lane < TILE(T) / GROUP && group < live ? group : 0;
-    spot at;
-    at.page = c->unit_list[unit * c->unit_pages + slot / c->page_slots];
-    at.place = slot % c->page_slots;
-    return at;
-}
-
-/* Addresses of the group's keys and values. */
-typedef struct {
-    unsigned long long keys, values;
-} group;
-
-template <class T> static __device__ group reach(const dms_paged *c, spot at)
-{
-    const dms_page page = dms_page_at(c, at.page);
-    group g;
-    g.keys = (unsigned long long)((const T *)page.k + at.place);
-    g.values = (unsigned long long)((const T *)page.v + at.place * (int)dms_page_padded(c));
-    return g;
-}
-
-/* RT floats that all lanes read alike, aligned to as many. */
-template <int RT> static __device__ __forceinline__ void load_row(float (&out)[RT], const float *p)
-{
-    if (RT % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < RT / 4; i++)
-            dms_widen(out + 4 * i, p + 4 * i);
-    } else {
-#pragma unroll
-        for (int i = 0; i < RT; i++)
-            out[i] = p[i];
-    }
-}
-
-/* Half of x[.][0, 2N) goes to the lane that differs in `bit`, its half is added to ours. */
-template <int RT, int N, int WIDE>
-static __device__ __forceinline__ void halve(float (&x)[RT][WIDE], int bit)
-{
-    const bool upper = (int)threadIdx.x & bit;
-#pragma unroll
-    for (int r = 0; r < RT; r++)
-#pragma unroll
-        for (int v = 0; v < N; v++) {
-            const float mine = upper ? x[r][v + N] : x[r][v];
-            const float other = upper ? x[r][v] : x[r][v + N];
-            x[r][v] = mine + __shfl_xor_sync(DMS_ALL_LANES, other, bit);
-        }
-}
-
-/* Scores of a tile. Lane bits: 0 and 3-4 say which column of slots, 1-2 which slice of channels: so
- * a warp reads whole lines of 128 bytes. Those of slots past the last one are of undefined memory.
- */
-template <class T, int RT>
-static __device__ void score(const places *at, const dms_paged *c, unsigned long long keys)
-{
-    const int lane = (int)threadIdx.x % DMS_WARP;
-    const int item = (lane & 1) | (lane >> 3 << 1), slice = lane >> 1 & 3;
-    const int from = item * VECTOR(T) / GROUP, inside = item * VECTOR(T) % GROUP;
-    const T *k = (const T *)__shfl_sync(DMS_ALL_LANES, keys, from) + inside;
-    float acc[RT][VECTOR(T)] = {{0}};
-
-#pragma unroll 4
-    for (int e = slice; e < c->head_dim; e += SLICES) {
-        float x[VECTOR(T)], q[RT];
-        dms_widen(x, k + e * c->page_slots);
-        load_row<RT>(q, at->q + e * RT);
-#pragma unroll
-        for (int r = 0; r < RT; r++)
-#pragma unroll
-            for (int v = 0; v < VECTOR(T); v++)
-                acc[r][v] += q[r] * x[v];
-    }
-    halve<RT, VECTOR(T) / 2>(acc, 4);
-    halve<RT, VECTOR(T) / 4>(acc, 2);
-    const int half = slice >> 1, quarter = slice & 1;
-    const int first = item * VECTOR(T) + half * VECTOR(T) / 2 + quarter * VECTOR(T) / 4;
-#pragma unroll
-    for (int v = 0; v < VECTOR(T) / 4; v++)
-#pragma unroll
-        for (int r = 0; r < RT; r++)
-            at->s[(first + v) * RT + r] = acc[r][v];
-    __syncwarp();
 }
 
 /* Scores become weights under the maximum so far; the first `count` slots are live, at least one.
@@ -251,7 +146,7 @@ static __device__ void meet_tiles(const places *at, running<T, RT> *x, const dms
     while (tile < range[1]) {
         const int next = tile + WARPS, left = live - tile * TILE(T);
         const int count = left < TILE(T) ? left : TILE(T);
-        score<T, RT>(at, c, here.keys);
+        score<T, RT>(at->s, at->q, c, here.keys);
         const spot then = find<T>(c, unit, next < range[1] ? next : tile, live);
         weigh<T, RT>(at, x, count);
         const group there = reach<T>(c, then);

@@ -71,23 +71,25 @@ static __device__ void load_queries(const places *at, const dms_paged_chunk *d,
  * of the block sees one of its slots; adds to *visible the pairs, once a KV head. */
 template <class T>
 static __device__ bool look(const places *at, const dms_paged_chunk *d, const dms_paged_task *x,
-                            int slot, int64_t *visible)
+                            int slot, int *visible)
 {
     const dms_paged *c = &d->b.c;
     const int t = (int)threadIdx.x, last = (x->row + x->rows - 1) / d->reps;
     int seen = 0;
-    if (t < SLOTS && slot + t < x->live) {
-        at->at[t] = *dms_paged_slot(c, x->unit, slot + t);
-        seen = dms_paged_seen_by(x, c->window, at->at[t], x->row / d->reps, last);
-        *visible +=
-            dms_paged_seen_by(x, c->window, at->at[t], (x->row + d->reps - 1) / d->reps, last);
-    }
-    if (t < SLOTS && t % GROUP == 0) {
+    if (t < SLOTS) {
         const int from = slot + t < x->live ? slot + t : slot, place = from % c->page_slots;
         const dms_page page = dms_paged_page(c, x->unit, from);
-        at->kv[t / GROUP * 2] = (unsigned long long)((const T *)page.k + place);
-        at->kv[t / GROUP * 2 + 1] =
-            (unsigned long long)((const T *)page.v + place * (int)dms_page_padded(c));
+        if (from == slot + t) {
+            at->at[t] = page.at[place];
+            seen = dms_paged_seen_by(x, c->window, at->at[t], x->row / d->reps, last);
+            *visible +=
+                dms_paged_seen_by(x, c->window, at->at[t], (x->row + d->reps - 1) / d->reps, last);
+        }
+        if (t % GROUP == 0) {
+            at->kv[t / GROUP * 2] = (unsigned long long)((const T *)page.k + place);
+            at->kv[t / GROUP * 2 + 1] =
+                (unsigned long long)((const T *)page.v + place * (int)dms_page_padded(c));
+        }
     }
     return __syncthreads_or(seen > 0);
 }
@@ -255,7 +257,7 @@ static __global__ void __launch_bounds__(THREADS, 2) chunk_kernel(dms_paged_chun
     const dms_paged *c = &d.b.c;
     const places at = places_of(shared, c->head_dim, CHANNELS, STAGE);
     const dms_paged_task x = dms_paged_task_of(&d, blockIdx.x, ROWS);
-    int64_t visible = 0;
+    int visible = 0; /* at most ROWS a tile */
 
     load_queries(&at, &d, &x);
     for (int channel = 0; channel < c->head_dim; channel += CHANNELS) {
