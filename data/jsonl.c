@@ -16,6 +16,7 @@ struct dms_jsonl {
     const char *path;
     dms_text read; /* bytes read; the lines before `at` are done */
     size_t at;
+    size_t longest; /* line, in bytes */
     bool ended;
     long long line;
     json_t *object; /* of the line in hand, or NULL */
@@ -42,8 +43,14 @@ dms_status dms_jsonl_open(dms_jsonl **out, gzFile file, const char *path)
         return dms_fail(DMS_ERR_NOMEM, "no memory to read %s", path);
     j->file = file;
     j->path = path;
+    j->longest = MAX_LINE;
     *out = j;
     return DMS_OK;
+}
+
+void dms_jsonl_limit(dms_jsonl *j, int mebibytes)
+{
+    j->longest = (size_t)mebibytes << 20;
 }
 
 static void drop_line(dms_jsonl *j)
@@ -106,10 +113,10 @@ static dms_status next_line(dms_jsonl *j, const char **line, size_t *n)
             memmove(j->read.bytes, j->read.bytes + j->at, j->read.n);
             j->at = 0;
         }
-        if (j->read.n > MAX_LINE)
+        if (j->read.n > j->longest)
             return dms_fail(DMS_ERR_FORMAT,
-                            "%s: line %lld is longer than %d MiB, expected JSON Lines", j->path,
-                            j->line + 1, MAX_LINE >> 20);
+                            "%s: line %lld is longer than %zu MiB, expected JSON Lines", j->path,
+                            j->line + 1, j->longest >> 20);
         searched = j->read.n;
         DMS_TRY(read_more(j));
     }
@@ -182,13 +189,19 @@ static dms_status read_messages(dms_jsonl *j, const json_t *list)
     return DMS_OK;
 }
 
-static dms_status read_object(dms_jsonl *j, const char *line, size_t n)
+static dms_status parse(dms_jsonl *j, const char *line, size_t n)
 {
     json_error_t error;
     j->object = json_loadb(line, n, JSON_ALLOW_NUL, &error);
     if (!j->object)
         return dms_fail(DMS_ERR_FORMAT, "%s, line %lld, column %d: %s", j->path, j->line,
                         error.column, error.text);
+    return DMS_OK;
+}
+
+/* The line in hand as a document or a conversation. */
+static dms_status read_document(dms_jsonl *j)
+{
     const json_t *text = json_object_get(j->object, "text");
     const json_t *messages = json_object_get(j->object, "messages");
     if (!json_is_object(j->object))
@@ -209,7 +222,7 @@ static bool is_blank(const char *line, size_t n)
     return n == 0;
 }
 
-dms_status dms_jsonl_next(dms_jsonl *j, bool *found)
+static dms_status next_value(dms_jsonl *j, bool *found)
 {
     const char *line;
     size_t n;
@@ -218,7 +231,23 @@ dms_status dms_jsonl_next(dms_jsonl *j, bool *found)
         DMS_TRY(next_line(j, &line, &n));
     while (line && is_blank(line, n));
     *found = line != NULL;
-    return line ? read_object(j, line, n) : DMS_OK;
+    return line ? parse(j, line, n) : DMS_OK;
+}
+
+dms_status dms_jsonl_next(dms_jsonl *j, bool *found)
+{
+    DMS_TRY(next_value(j, found));
+    return *found ? read_document(j) : DMS_OK;
+}
+
+dms_status dms_jsonl_next_object(dms_jsonl *j, const json_t **object)
+{
+    bool found;
+    DMS_TRY(next_value(j, &found));
+    if (found && !json_is_object(j->object))
+        return wrong(j, "it", j->object, "an object");
+    *object = found ? j->object : NULL;
+    return DMS_OK;
 }
 
 long long dms_jsonl_line(const dms_jsonl *j)

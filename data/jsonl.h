@@ -2,6 +2,7 @@
 #ifndef DMS_JSONL_H
 #define DMS_JSONL_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <zlib.h>
@@ -28,6 +29,11 @@ void dms_jsonl_close(dms_jsonl *j);
  * with file, line, what was found and expected, also for a line past 8 MiB or a damaged gzip file;
  * DMS_ERR_IO; DMS_ERR_NOMEM. */
 dms_status dms_jsonl_next(dms_jsonl *j, bool *found);
+/* The same for lines that hold any object, which belongs to j until the next call; *object = NULL
+ * after the last line. */
+dms_status dms_jsonl_next_object(dms_jsonl *j, const json_t **object);
+/* Takes lines of up to so many MiB, 1 to 1024, instead of 8. */
+void dms_jsonl_limit(dms_jsonl *j, int mebibytes);
 /* Of the line in hand: its number, from 1. */
 long long dms_jsonl_line(const dms_jsonl *j);
 /* Its text, or NULL for a conversation; it may hold 0. */
