@@ -216,7 +216,7 @@ dms_status dms_bench_decode(dms_sample *rate, dms_cache_stats *stats,
                                          .context = dms_bench_decode_tokens(o, repetitions),
                                          .max_sequences = o->batch,
                                          .kv_dtype = o->model->matrix_type,
-                                         .dense = o->dense};
+                                         .policy = o->dense ? &dms_policy_dense : NULL};
     *rate = (dms_sample){0};
     d.logits = malloc((size_t)o->batch * (size_t)o->model->config.vocab * sizeof(float));
     d.text = malloc((size_t)o->prompt * sizeof(int32_t));

@@ -6,20 +6,31 @@
 
 enum { PAGE_SLOTS = 16 };
 
+/* A sequence, and whom it was forked from. */
+typedef struct {
+    int64_t tokens; /* entered so far; -1: not admitted */
+    int64_t lent;   /* of these, what a cache that evicts nothing would have borrowed */
+    int lender;     /* whose pages it borrows; -1: nobody's */
+    bool entering;  /* a pass has begun and was not committed */
+    bool released;  /* but its pages are still lent */
+} tenant;
+
 struct dms_cache {
     dms_cache_options options;
     dms_paged paged;   /* its pointers are device memory that this cache owns */
     void **slab_table; /* host copy of paged.slabs: [max_slabs] */
     int slabs, max_slabs;
     int free_capacity; /* entries that paged.free_pages has memory for */
-    int64_t *lengths;  /* [S], tokens; -1: not admitted */
-    bool *entering;    /* [S], a pass has begun and was not committed */
+    tenant *sequences; /* [S] */
     int32_t *live;     /* [S*L*G], host copy, not below the device's while `known` */
     int64_t spare;     /* free pages at least, while `known` */
     bool known;
     int64_t dense_reads;
+    int64_t dense_peak; /* the most tokens at one time of a cache that evicts nothing */
     size_t index_bytes, peak_bytes;
 };
+
+static const tenant nobody = {.tokens = -1, .lender = -1};
 
 static int64_t unit_count(const dms_cache *c)
 {
@@ -61,6 +72,8 @@ static void lay_out(dms_cache *c)
                      .groups = o->groups,
                      .head_dim = o->head_dim,
                      .page_slots = o->page_slots ? o->page_slots : PAGE_SLOTS,
+                     .scored = o->scored,
+                     .bounded = o->bounded,
                      .window = o->window};
     p->unit_pages = (int)((o->context + p->page_slots - 1) / p->page_slots);
     p->ring_entries = o->window < o->context ? o->window + 1 : o->context;
@@ -90,9 +103,11 @@ static dms_status place_index(dms_cache *c)
     DMS_TRY(place(c, &p->slabs, c->max_slabs, sizeof(void *)));
     DMS_TRY(place(c, &p->unit_list, units * p->unit_pages, sizeof(int32_t)));
     DMS_TRY(place(c, &p->live, units, sizeof(int32_t)));
+    DMS_TRY(place(c, &p->borrowed, units, sizeof(int32_t)));
     DMS_TRY(place(c, &p->ring, units * p->ring_entries, sizeof(int32_t)));
     DMS_TRY(place(c, &p->counters, DMS_PAGED_COUNTERS, sizeof(int64_t)));
     DMS_TRY(dev->zero(dev, p->live, (size_t)units * sizeof(int32_t)));
+    DMS_TRY(dev->zero(dev, p->borrowed, (size_t)units * sizeof(int32_t)));
     return dev->zero(dev, p->counters, DMS_PAGED_COUNTERS * sizeof(int64_t));
 }
 
@@ -106,16 +121,15 @@ dms_status dms_cache_open(dms_cache **out, const dms_cache_options *options)
     c->options = *options;
     lay_out(c);
     c->slab_table = calloc((size_t)c->max_slabs, sizeof(*c->slab_table));
-    c->lengths = malloc((size_t)options->max_sequences * sizeof(*c->lengths));
-    c->entering = calloc((size_t)options->max_sequences, sizeof(*c->entering));
+    c->sequences = malloc((size_t)options->max_sequences * sizeof(*c->sequences));
     c->live = malloc((size_t)unit_count(c) * sizeof(*c->live));
-    if (!c->slab_table || !c->lengths || !c->entering || !c->live) {
+    if (!c->slab_table || !c->sequences || !c->live) {
         status = dms_fail(DMS_ERR_NOMEM, "no memory for a cache of %d sequences",
                           options->max_sequences);
         goto fail;
     }
     for (int i = 0; i < options->max_sequences; i++)
-        c->lengths[i] = -1;
+        c->sequences[i] = nobody;
     DMS_TRY_OR(fail, place_index(c));
     *out = c;
     return DMS_OK;
@@ -136,18 +150,19 @@ void dms_cache_close(dms_cache *cache)
     dev->release(dev, p->free_pages);
     dev->release(dev, p->unit_list);
     dev->release(dev, p->live);
+    dev->release(dev, p->borrowed);
     dev->release(dev, p->ring);
     dev->release(dev, p->counters);
     free(cache->slab_table);
-    free(cache->lengths);
-    free(cache->entering);
+    free(cache->sequences);
     free(cache->live);
     free(cache);
 }
 
 static bool is_admitted(const dms_cache *c, int sequence)
 {
-    return sequence >= 0 && sequence < c->paged.sequences && c->lengths[sequence] >= 0;
+    return sequence >= 0 && sequence < c->paged.sequences && c->sequences[sequence].tokens >= 0 &&
+           !c->sequences[sequence].released;
 }
 
 static dms_status check_sequence(const dms_cache *c, int sequence)
@@ -157,36 +172,73 @@ static dms_status check_sequence(const dms_cache *c, int sequence)
     return dms_fail(DMS_ERR_ARG, "the cache has no sequence %d; admit it first", sequence);
 }
 
-dms_status dms_cache_admit(dms_cache *cache, int *sequence)
+/* A number that no sequence has. */
+static dms_status find_place(const dms_cache *c, int *sequence)
 {
-    for (int i = 0; i < cache->paged.sequences; i++) {
-        if (cache->lengths[i] >= 0)
+    for (int i = 0; i < c->paged.sequences; i++) {
+        if (c->sequences[i].tokens >= 0)
             continue;
-        cache->lengths[i] = 0;
-        cache->entering[i] = false;
         *sequence = i;
         return DMS_OK;
     }
     return dms_fail(DMS_ERR_NOMEM, "all %d sequences of the cache are taken; release one first",
-                    cache->paged.sequences);
+                    c->paged.sequences);
 }
 
+int dms_cache_vacant(const dms_cache *cache)
+{
+    int vacant = 0;
+    for (int i = 0; i < cache->paged.sequences; i++)
+        vacant += cache->sequences[i].tokens < 0;
+    return vacant;
+}
+
+dms_status dms_cache_admit(dms_cache *cache, int *sequence)
+{
+    DMS_TRY(find_place(cache, sequence));
+    cache->sequences[*sequence] = nobody;
+    cache->sequences[*sequence].tokens = 0;
+    return DMS_OK;
+}
+
+static bool lends(const dms_cache *c, int sequence)
+{
+    for (int i = 0; i < c->paged.sequences; i++)
+        if (c->sequences[i].lender == sequence)
+            return true;
+    return false;
+}
+
+static bool borrows(const dms_cache *c)
+{
+    for (int i = 0; i < c->paged.sequences; i++)
+        if (c->sequences[i].lender >= 0)
+            return true;
+    return false;
+}
+
+/* Those it borrowed from may have waited for this. */
 dms_status dms_cache_release(dms_cache *cache, int sequence)
 {
     DMS_TRY(check_sequence(cache, sequence));
-    cache->lengths[sequence] = -1;
-    DMS_TRY(dms_paged_drop(&cache->paged, sequence));
+    cache->sequences[sequence].released = true;
+    while (sequence >= 0 && cache->sequences[sequence].released && !lends(cache, sequence)) {
+        const int lender = cache->sequences[sequence].lender;
+        cache->sequences[sequence] = nobody;
+        DMS_TRY(dms_paged_drop(&cache->paged, sequence));
+        sequence = lender;
+    }
     return dms_cache_trim(cache);
 }
 
 int64_t dms_cache_tokens(const dms_cache *cache, int sequence)
 {
-    return is_admitted(cache, sequence) ? cache->lengths[sequence] : -1;
+    return is_admitted(cache, sequence) ? cache->sequences[sequence].tokens : -1;
 }
 
 bool dms_cache_is_whole(const dms_cache *cache, int sequence)
 {
-    return is_admitted(cache, sequence) && !cache->entering[sequence];
+    return is_admitted(cache, sequence) && !cache->sequences[sequence].entering;
 }
 
 const dms_paged *dms_cache_paged(const dms_cache *cache)
@@ -327,8 +379,24 @@ dms_status dms_cache_reserve(dms_cache *cache, const int32_t *sequences, int n, 
         DMS_TRY(check_sequence(cache, sequences[i]));
     DMS_TRY(reserve(cache, sequences, n, tokens, layer));
     for (int i = 0; i < n; i++)
-        cache->entering[sequences[i]] = true;
+        cache->sequences[sequences[i]].entering = true;
     return DMS_OK;
+}
+
+/* Tokens of a cache that evicts nothing, once where they are lent. */
+static int64_t dense_tokens(const dms_cache *c)
+{
+    int64_t tokens = 0;
+    for (int i = 0; i < c->paged.sequences; i++)
+        if (c->sequences[i].tokens > 0)
+            tokens += c->sequences[i].tokens - c->sequences[i].lent;
+    return tokens;
+}
+
+static void count_dense(dms_cache *c)
+{
+    const int64_t tokens = dense_tokens(c);
+    c->dense_peak = tokens > c->dense_peak ? tokens : c->dense_peak;
 }
 
 dms_status dms_cache_commit(dms_cache *cache, const int32_t *sequences, int n, int64_t tokens,
@@ -336,18 +404,74 @@ dms_status dms_cache_commit(dms_cache *cache, const int32_t *sequences, int n, i
 {
     const int64_t heads = (int64_t)cache->paged.layers * cache->paged.groups;
     for (int i = 0; i < n; i++) {
-        cache->lengths[sequences[i]] += tokens;
-        cache->entering[sequences[i]] = false;
+        tenant *f = &cache->sequences[sequences[i]];
+        f->tokens += tokens;
+        f->entering = false;
         if (decode)
-            cache->dense_reads += cache->lengths[sequences[i]] * heads;
+            cache->dense_reads += f->tokens * heads;
     }
+    count_dense(cache);
     return DMS_OK;
+}
+
+/* Pages for what `to` lacks of `from`, added where there are too few; *lent: it has some. */
+static dms_status reserve_copy(dms_cache *c, int from, int to, bool *lent)
+{
+    const int64_t units = (int64_t)c->paged.layers * c->paged.groups;
+    int32_t *had = c->live + to * units;
+    const int32_t *wanted = c->live + from * units;
+    int64_t pages = 0;
+    c->known = false;
+    DMS_TRY(look(c));
+    for (int64_t i = 0; i < units; i++) {
+        *lent |= had[i] > 0;
+        pages += pages_more(c, had[i], wanted[i] - had[i]);
+        had[i] = wanted[i];
+    }
+    for (; c->spare < pages; c->spare += c->paged.slab_pages)
+        DMS_TRY(add_slab(c, c->spare));
+    c->spare -= pages;
+    c->known = true;
+    return DMS_OK;
+}
+
+/* Of `tokens` tokens all but the last are late under window 0, and full pages are lent. */
+static int64_t dense_lent(const dms_cache *c, int64_t tokens)
+{
+    return tokens ? (tokens - 1) / c->paged.page_slots * c->paged.page_slots : 0;
+}
+
+dms_status dms_cache_fork(dms_cache *cache, int from, bool share, int *sequence)
+{
+    dms_status status = DMS_OK;
+    int to = -1;
+    bool lent = false;
+    DMS_TRY(check_sequence(cache, from));
+    if (cache->sequences[from].entering)
+        return dms_fail(DMS_ERR_ARG, "sequence %d failed half-way before; release it", from);
+    DMS_TRY(find_place(cache, &to));
+    const int64_t tokens = cache->sequences[from].tokens;
+    if (share && tokens)
+        DMS_TRY_OR(fail, dms_paged_lend(&cache->paged, from, to, (int)tokens - 1));
+    DMS_TRY_OR(fail, reserve_copy(cache, from, to, &lent));
+    DMS_TRY_OR(fail, dms_paged_copy(&cache->paged, from, to));
+    cache->sequences[to] =
+        (tenant){.tokens = tokens, .lent = dense_lent(cache, tokens), .lender = lent ? from : -1};
+    count_dense(cache);
+    *sequence = to;
+    return DMS_OK;
+fail:
+    cache->known = false;
+    dms_paged_drop(&cache->paged, to);
+    return status;
 }
 
 dms_status dms_cache_trim(dms_cache *cache)
 {
     int64_t counters[DMS_PAGED_COUNTERS];
     dms_paged *p = &cache->paged;
+    if (borrows(cache))
+        return DMS_OK;
     DMS_TRY(read_counters(counters, cache));
     const int64_t used = p->pages - counters[DMS_PAGED_FREE];
     const int keep = (int)((used + p->slab_pages - 1) / p->slab_pages);
@@ -368,15 +492,17 @@ dms_status dms_cache_measure(dms_cache_stats *out, const dms_cache *cache)
     int64_t counters[DMS_PAGED_COUNTERS], tokens = 0;
     DMS_TRY(read_counters(counters, cache));
     for (int i = 0; i < p->sequences; i++)
-        tokens += cache->lengths[i] > 0 ? cache->lengths[i] : 0;
+        tokens += is_admitted(cache, i) ? cache->sequences[i].tokens : 0;
     const int64_t pages = p->pages - counters[DMS_PAGED_FREE];
     *out = (dms_cache_stats){
         .tokens = tokens,
         .live_slots = counters[DMS_PAGED_LIVE],
-        .dense_slots = tokens * p->layers * p->groups,
+        .dense_slots = dense_tokens(cache) * p->layers * p->groups,
         .peak_slots = counters[DMS_PAGED_PEAK],
+        .dense_peak_slots = cache->dense_peak * p->layers * p->groups,
         .kv_reads = counters[DMS_PAGED_READS],
         .dense_reads = cache->dense_reads,
+        .bound_reads = counters[DMS_PAGED_BOUNDS],
         .prefill_reads = counters[DMS_PAGED_VISIBLE],
         .pages = pages,
         .slabs = cache->slabs,
@@ -387,6 +513,17 @@ dms_status dms_cache_measure(dms_cache_stats *out, const dms_cache *cache)
         .bytes_a_slot = 2 * (size_t)p->head_dim * one,
     };
     return DMS_OK;
+}
+
+dms_status dms_cache_reset_peak(dms_cache *cache)
+{
+    int64_t counters[DMS_PAGED_COUNTERS];
+    dms_device *dev = cache->options.device;
+    DMS_TRY(read_counters(counters, cache));
+    cache->peak_bytes = (size_t)cache->slabs * slab_bytes(cache);
+    cache->dense_peak = dense_tokens(cache);
+    return dev->upload(dev, cache->paged.counters + DMS_PAGED_PEAK, counters + DMS_PAGED_LIVE,
+                       sizeof(int64_t));
 }
 
 dms_status dms_cache_measure_layers(dms_cache_layer *layers, dms_cache *cache, int sequence)

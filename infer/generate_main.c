@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,10 +10,11 @@
 #include <unistd.h>
 
 #include "data/program.h"
+#include "infer/chains.h"
 #include "infer/chat.h"
+#include "infer/ends.h"
+#include "infer/generate_print.h"
 #include "infer/model_file.h"
-#include "infer/sampler.h"
-#include "infer/session.h"
 
 static const char help[] =
     "usage: dms-generate MODEL [-p TEXT | -f FILE | --chat] [options]\n"
@@ -27,6 +27,7 @@ static const char help[] =
     "      --chat            talk, in the model's own turn format; /kv /reset /exit\n"
     "      --system TEXT     chat: the system message instead of the model's own\n"
     "  -n, --tokens N        most tokens of an answer (256)\n"
+    "      --samples N           completion: so many chains of one prompt, 1 to 1024 (1)\n"
     "      --ctx N           longest text in tokens, from 1 (the model's limit, at most 8192)\n"
     "      --chunk N         tokens of one pass of prefill, from 1 (256)\n"
     "      --temp X          temperature, 0: always the most probable token (0)\n"
@@ -37,7 +38,7 @@ static const char help[] =
     "      --kv f32|bf16     how the cache stores keys and values (f32)\n"
     "      --dtype auto|f32|bf16   weights (auto: bf16 where the hardware has it)\n"
     "      --device auto|cpu|cuda, --threads N (0: one a core, at most 1024)\n"
-    "      --json            completion: one JSON object with text and statistics\n"
+    "      --json            completion: one JSON object with text (or samples) and statistics\n"
     "\n"
     "Ctrl-C stops the answer. Exit: 0 done, 1 failed, 2 wrong usage.\n"
     "example: dms-generate SmolLM2-135M-Instruct.gguf -p \"Persuasion is\" -n 64 --temp 0.7\n";
@@ -45,8 +46,8 @@ static const char help[] =
 typedef struct {
     const char *model, *prompt, *file, *system, *device;
     bool chat, dense, json;
-    int64_t tokens, context, chunk, threads; /* context, chunk: 0 where not said */
-    int64_t shift;                           /* -1 where not said */
+    int64_t tokens, samples, context, chunk, threads; /* context, chunk: 0 where not said */
+    int64_t shift;                                    /* -1 where not said */
     dms_compute compute;
     dms_dtype kv;
     dms_sampler_options sampling;
@@ -60,12 +61,11 @@ typedef struct {
     dms_session *session;
     dms_sampler *sampler;
     dms_chat chat;
-    float *logits; /* [V] */
+    float *logits; /* [samples, V] */
     int sequence;
     dms_tokens queue; /* decided, but not yet in the cache */
     dms_text text;    /* of the answer so far */
-    int32_t eos[DMS_MAX_EOS];
-    int n_eos;
+    dms_ends ends;
     int64_t prompt_tokens, new_tokens; /* of the last answer */
     double prefill_s, decode_s;
 } app;
@@ -99,6 +99,7 @@ static dms_status parse_real(float *out, const char *name, const char *text)
 enum {
     CHAT = 256,
     SYSTEM,
+    SAMPLES,
     CTX,
     CHUNK,
     TEMP,
@@ -116,13 +117,17 @@ enum {
 };
 
 static const struct option options[] = {
-    {"prompt", 1, NULL, 'p'},      {"file", 1, NULL, 'f'},    {"tokens", 1, NULL, 'n'},
-    {"help", 0, NULL, 'h'},        {"chat", 0, NULL, CHAT},   {"system", 1, NULL, SYSTEM},
-    {"ctx", 1, NULL, CTX},         {"chunk", 1, NULL, CHUNK}, {"temp", 1, NULL, TEMP},
-    {"top-k", 1, NULL, TOP_K},     {"top-p", 1, NULL, TOP_P}, {"min-p", 1, NULL, MIN_P},
-    {"seed", 1, NULL, SEED},       {"dense", 0, NULL, DENSE}, {"kv", 1, NULL, KV},
-    {"dms-shift", 1, NULL, SHIFT}, {"dtype", 1, NULL, DTYPE}, {"device", 1, NULL, DEVICE},
-    {"threads", 1, NULL, THREADS}, {"json", 0, NULL, JSON},   {NULL, 0, NULL, 0}};
+    {"prompt", 1, NULL, 'p'},      {"file", 1, NULL, 'f'},
+    {"tokens", 1, NULL, 'n'},      {"help", 0, NULL, 'h'},
+    {"chat", 0, NULL, CHAT},       {"system", 1, NULL, SYSTEM},
+    {"samples", 1, NULL, SAMPLES}, {"ctx", 1, NULL, CTX},
+    {"chunk", 1, NULL, CHUNK},     {"temp", 1, NULL, TEMP},
+    {"top-k", 1, NULL, TOP_K},     {"top-p", 1, NULL, TOP_P},
+    {"min-p", 1, NULL, MIN_P},     {"seed", 1, NULL, SEED},
+    {"dense", 0, NULL, DENSE},     {"kv", 1, NULL, KV},
+    {"dms-shift", 1, NULL, SHIFT}, {"dtype", 1, NULL, DTYPE},
+    {"device", 1, NULL, DEVICE},   {"threads", 1, NULL, THREADS},
+    {"json", 0, NULL, JSON},       {NULL, 0, NULL, 0}};
 
 static dms_status parse_kv(dms_dtype *out, const char *text)
 {
@@ -138,6 +143,8 @@ static dms_status take_number(arguments *a, int option, char *const *argv)
     switch (option) {
     case 'n':
         return dms_program_number(&a->tokens, "--tokens", 0, INT32_MAX);
+    case SAMPLES:
+        return dms_program_number(&a->samples, "--samples", 1, 1024);
     case CTX:
         return dms_program_number(&a->context, "--ctx", 1, INT32_MAX);
     case CHUNK:
@@ -203,6 +210,7 @@ static dms_status parse(arguments *a, int argc, char **argv)
                      .compute = DMS_COMPUTE_AUTO,
                      .shift = -1,
                      .tokens = 256,
+                     .samples = 1,
                      .sampling = dms_sampler_defaults()};
     opterr = 0;
     while ((option = getopt_long(argc, argv, "p:f:n:h", options, NULL)) != -1) {
@@ -220,6 +228,8 @@ static dms_status parse(arguments *a, int argc, char **argv)
         return dms_fail(DMS_ERR_ARG, "-p, -f and --chat exclude each other");
     if (a->chat && a->json)
         return dms_fail(DMS_ERR_ARG, "--json is for completions, not for --chat");
+    if (a->chat && a->samples > 1)
+        return dms_fail(DMS_ERR_ARG, "--samples is for completions, not for --chat");
     dms_sampler *probe = NULL; /* its options are usage too */
     DMS_TRY(dms_sampler_open(&probe, &a->sampling, 1));
     dms_sampler_close(probe);
@@ -228,35 +238,9 @@ static dms_status parse(arguments *a, int argc, char **argv)
 
 /* ---- opening -------------------------------------------------------------------------------- */
 
-static void add_eos(app *a, int32_t id)
-{
-    if (id >= 0 && a->n_eos < DMS_MAX_EOS)
-        a->eos[a->n_eos++] = id;
-}
-
-/* What ends an answer, beside the config's tokens: those of generation_config.json. */
-static void find_eos(app *a)
-{
-    json_t *keys = a->file->generation_config
-                       ? json_loads(a->file->generation_config, JSON_ALLOW_NUL, NULL)
-                       : NULL;
-    const json_t *eos = json_object_get(keys, "eos_token_id");
-    if (json_is_integer(eos))
-        add_eos(a, (int32_t)json_integer_value(eos));
-    for (size_t i = 0; i < json_array_size(eos); i++)
-        if (json_is_integer(json_array_get(eos, i)))
-            add_eos(a, (int32_t)json_integer_value(json_array_get(eos, i)));
-    json_decref(keys);
-    if (a->args->chat)
-        add_eos(a, a->chat.end);
-}
-
 static bool ends(const app *a, int32_t id)
 {
-    bool found = dms_config_is_eos(&a->file->model->config, id);
-    for (int i = 0; i < a->n_eos; i++)
-        found |= a->eos[i] == id;
-    return found;
+    return dms_ends_have(&a->ends, &a->file->model->config, id);
 }
 
 static dms_status app_open(app *a)
@@ -275,16 +259,19 @@ static dms_status app_open(app *a)
     DMS_TRY(status);
     if (args->chat)
         DMS_TRY(dms_chat_recognise(&a->chat, a->file->tokenizer, a->file->chat_template));
-    find_eos(a);
+    dms_ends_add_generation(&a->ends, a->file->generation_config);
+    if (args->chat)
+        dms_ends_add(&a->ends, a->chat.end);
     const dms_model *m = a->file->model;
-    DMS_TRY(dms_session_open(&a->session, &(dms_session_options){.model = m,
-                                                                 .context = m->rope_table.shape[0],
-                                                                 .chunk = args->chunk,
-                                                                 .max_sequences = 1,
-                                                                 .kv_dtype = args->kv,
-                                                                 .dense = args->dense}));
+    DMS_TRY(dms_session_open(
+        &a->session, &(dms_session_options){.model = m,
+                                            .context = m->rope_table.shape[0],
+                                            .chunk = args->chunk,
+                                            .max_sequences = (int)args->samples,
+                                            .kv_dtype = args->kv,
+                                            .policy = args->dense ? &dms_policy_dense : NULL}));
     DMS_TRY(dms_sampler_open(&a->sampler, &args->sampling, m->config.vocab));
-    a->logits = malloc((size_t)m->config.vocab * sizeof(float));
+    a->logits = malloc((size_t)(args->samples * m->config.vocab) * sizeof(float));
     if (!a->logits)
         return dms_fail(DMS_ERR_NOMEM, "no memory for logits");
     return dms_cache_admit(dms_session_cache(a->session), &a->sequence);
@@ -382,49 +369,6 @@ static dms_status answer(app *a, bool *ended)
     return DMS_OK;
 }
 
-static double rate(int64_t n, double seconds)
-{
-    return seconds > 0 ? (double)n / seconds : 0;
-}
-
-static dms_status print_statistics(const app *a)
-{
-    dms_cache_stats s;
-    DMS_TRY(dms_cache_measure(&s, dms_session_cache(a->session)));
-    fprintf(stderr,
-            "%" PRId64 " tokens in at %.1f/s, %" PRId64 " out at %.1f/s; %" PRId64 " of %" PRId64
-            " slots live, cache CR %.2f; kv %.2f MB at its peak, dense %.2f MB\n",
-            a->prompt_tokens, rate(a->prompt_tokens, a->prefill_s), a->new_tokens,
-            rate(a->new_tokens, a->decode_s), s.live_slots, s.dense_slots, dms_cache_ratio(&s),
-            (double)(s.peak_bytes + s.index_bytes) / 1e6,
-            (double)s.dense_slots * (double)s.bytes_a_slot / 1e6);
-    return DMS_OK;
-}
-
-static dms_status print_json(const app *a)
-{
-    dms_cache_stats s;
-    DMS_TRY(dms_cache_measure(&s, dms_session_cache(a->session)));
-    json_t *out = json_pack(
-        "{s:s%, s:I, s:I, s:f, s:f, s:I, s:I, s:f, s:I, s:I, s:I, s:I, s:I}", "text",
-        a->text.bytes ? a->text.bytes : "", a->text.n, "prompt_tokens",
-        (json_int_t)a->prompt_tokens, "new_tokens", (json_int_t)a->new_tokens,
-        "prefill_tokens_per_s", rate(a->prompt_tokens, a->prefill_s), "decode_tokens_per_s",
-        rate(a->new_tokens, a->decode_s), "live_slots", (json_int_t)s.live_slots, "dense_slots",
-        (json_int_t)s.dense_slots, "cache_cr", dms_cache_ratio(&s), "kv_peak_bytes",
-        (json_int_t)s.peak_bytes, "kv_index_bytes", (json_int_t)s.index_bytes, "dense_bytes",
-        (json_int_t)((size_t)s.dense_slots * s.bytes_a_slot), "kv_reads", (json_int_t)s.kv_reads,
-        "dense_reads", (json_int_t)s.dense_reads);
-    if (!out)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for the JSON object");
-    const int failed = json_dumpf(out, stdout, JSON_INDENT(2));
-    json_decref(out);
-    if (failed)
-        return dms_fail(DMS_ERR_IO, "the JSON object could not be written to standard output");
-    putchar('\n');
-    return DMS_OK;
-}
-
 static dms_status read_all(dms_text *out, const char *path)
 {
     dms_status status = DMS_OK;
@@ -468,6 +412,28 @@ done:
     return status;
 }
 
+static dms_generate_figures figures_of(const app *a)
+{
+    return (dms_generate_figures){.cache = dms_session_cache(a->session),
+                                  .prompt_tokens = a->prompt_tokens,
+                                  .new_tokens = a->new_tokens,
+                                  .prefill_s = a->prefill_s,
+                                  .decode_s = a->decode_s};
+}
+
+static dms_status print_texts(const app *a, const dms_chain *texts, int n)
+{
+    const dms_generate_figures f = figures_of(a);
+    if (a->args->json)
+        return dms_generate_print_json(&f, texts, n);
+    if (n > 1)
+        dms_generate_print_chains(texts, n);
+    else
+        putchar('\n'); /* the text itself was shown as it came */
+    fflush(stdout);    /* before the figures on the other stream */
+    return dms_generate_print(&f);
+}
+
 static dms_status complete(app *a)
 {
     bool ended;
@@ -475,37 +441,47 @@ static dms_status complete(app *a)
     DMS_TRY(answer(a, &ended));
     if (!ended && seen(a) == a->file->model->rope_table.shape[0])
         fprintf(stderr, "dms-generate: the context is full; %s\n", dms_model_file_limit(a->file));
-    if (a->args->json)
-        return print_json(a);
-    putchar('\n');
-    fflush(stdout); /* before the statistics on the other stream */
-    return print_statistics(a);
+    return print_texts(a, &(dms_chain){.text = a->text, .tokens = a->new_tokens}, 1);
+}
+
+static bool ends_chain(const void *context, int32_t id)
+{
+    return ends(context, id);
+}
+
+/* Chains of one prompt, shown when all are done. */
+static dms_status complete_chains(app *a)
+{
+    const int n = (int)a->args->samples;
+    dms_status status = DMS_OK;
+    dms_chain *chains = calloc((size_t)n, sizeof(*chains));
+    if (!chains)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for %d chains", n);
+    DMS_TRY_OR(done, queue_prompt(a));
+    DMS_TRY_OR(done, prefill(a));
+    const double start = now_s();
+    DMS_TRY_OR(done, dms_chains_run(chains, n,
+                                    &(dms_chains_options){.session = a->session,
+                                                          .sampler = a->sampler,
+                                                          .tokenizer = a->file->tokenizer,
+                                                          .sequence = a->sequence,
+                                                          .logits = a->logits,
+                                                          .vocab = a->file->model->config.vocab,
+                                                          .most = a->args->tokens,
+                                                          .ends = ends_chain,
+                                                          .context = a,
+                                                          .stopped = &stopped}));
+    a->decode_s = now_s() - start;
+    for (int i = 0; i < n; i++)
+        a->new_tokens += chains[i].tokens;
+    DMS_TRY_OR(done, print_texts(a, chains, n));
+done:
+    dms_chains_free(chains, n);
+    free(chains);
+    return status;
 }
 
 /* ---- chat ----------------------------------------------------------------------------------- */
-
-static dms_status print_cache(const app *a)
-{
-    dms_cache_stats s;
-    const int layers = a->file->model->config.layers;
-    dms_cache_layer *each = calloc((size_t)layers, sizeof(*each));
-    if (!each)
-        return dms_fail(DMS_ERR_NOMEM, "no memory for %d layers", layers);
-    dms_status status = DMS_OK;
-    DMS_TRY_OR(done, dms_cache_measure(&s, dms_session_cache(a->session)));
-    DMS_TRY_OR(done, dms_cache_measure_layers(each, dms_session_cache(a->session), a->sequence));
-    printf("layer   min    mean   max   live slots of a head, of %" PRId64 " tokens\n", s.tokens);
-    for (int i = 0; i < layers; i++)
-        printf("%5d %5d %7.1f %5d\n", i, (int)each[i].min, each[i].mean, (int)each[i].max);
-    printf("%" PRId64 " of %" PRId64 " slots live, cache CR %.2f; %.2f MB in %" PRId64
-           " pages, %.2f MB allocated (%.2f MB at the peak), index %.2f MB, dense %.2f MB\n",
-           s.live_slots, s.dense_slots, dms_cache_ratio(&s), (double)s.used_bytes / 1e6, s.pages,
-           (double)s.allocated_bytes / 1e6, (double)s.peak_bytes / 1e6, (double)s.index_bytes / 1e6,
-           (double)s.dense_slots * (double)s.bytes_a_slot / 1e6);
-done:
-    free(each);
-    return status;
-}
 
 static dms_status chat_reset(app *a)
 {
@@ -522,6 +498,8 @@ static dms_status chat_turn(app *a, const char *line)
     const int64_t before = a->queue.n;
     a->text.n = 0;
     stopped = 0;
+    dms_cache_stats stats;
+    DMS_TRY(dms_cache_measure(&stats, dms_session_cache(a->session)));
     DMS_TRY(dms_chat_ask(&a->chat, &a->queue, line));
     const dms_status status = answer(a, &ended);
     if (status == DMS_ERR_ARG && seen(a) + a->queue.n > a->file->model->rope_table.shape[0]) {
@@ -531,6 +509,8 @@ static dms_status chat_turn(app *a, const char *line)
     }
     DMS_TRY(status);
     putchar('\n');
+    fflush(stdout); /* before the figures on the other stream */
+    DMS_TRY(dms_generate_print_turn(dms_session_cache(a->session), &stats));
     /* Where it was stopped before the answer began, what is left of the turn waits in the queue. */
     return dms_chat_end_answer(&a->chat, &a->queue);
 }
@@ -541,7 +521,7 @@ static bool chat_command(app *a, const char *line, bool *leave, dms_status *stat
     if (!strcmp(line, "/exit"))
         *leave = true;
     else if (!strcmp(line, "/kv"))
-        *status = print_cache(a);
+        *status = dms_generate_print_cache(dms_session_cache(a->session), a->sequence);
     else if (!strcmp(line, "/reset"))
         *status = chat_reset(a);
     else if (line[0] == '/')
@@ -589,7 +569,7 @@ int main(int argc, char **argv)
     dms_status status = app_open(&a);
     const bool usage = status == DMS_ERR_ARG; /* a value that this machine or model cannot take */
     if (!status)
-        status = args.chat ? chat(&a) : complete(&a);
+        status = args.chat ? chat(&a) : args.samples > 1 ? complete_chains(&a) : complete(&a);
     app_close(&a);
     return usage ? dms_program_refuse(program) : dms_program_end(program, status);
 }

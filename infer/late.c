@@ -73,6 +73,14 @@ static dms_status copy(const dms_tensor *to, int64_t at, const dms_tensor *from,
     return n ? dms_cast(&y, &x) : DMS_OK;
 }
 
+dms_status dms_late_fork(const dms_late *late, int from, int to)
+{
+    const int64_t S = late->options.sequences, G = late->options.groups;
+    for (int64_t l = 0; l < late->options.layers; l++)
+        DMS_TRY(copy(&late->last, (l * S + to) * G, &late->last, (l * S + from) * G, G));
+    return DMS_OK;
+}
+
 /* Steps of one token: last[s] is handed on, and then becomes what was decided now. There is no op
  * that overwrites rows, so the difference is added: exact for 0 and 1. */
 static dms_status step(const dms_late *l, const dms_tensor *last, const dms_tensor *sequences)

@@ -20,6 +20,9 @@ typedef struct {
 dms_status dms_late_open(dms_late **out, const dms_late_options *options);
 void dms_late_close(dms_late *late);
 
+/* Sequence `to` was forked from `from`: their last tokens are the same. */
+dms_status dms_late_fork(const dms_late *late, int from, int to);
+
 /* out becomes a view [n, G, T], valid until the next call: above 0 where the token before decided
  * to evict. z: [n, G, T] of the layer rows->layer. sequences: the same as rows->sequences, host;
  * read only where T > 1, so that steps of one token can be recorded. */

@@ -9,34 +9,74 @@ enum { CHUNK = 256 };
 
 struct dms_session {
     dms_session_options options;
+    dms_policy policy; /* options.policy, or what stands for NULL */
+    dms_policy_run *run;
+    int64_t prompt_begin, prompt_end; /* of the prefill under way */
     dms_cache *cache;
     dms_tape *tape;
-    dms_replay *replay;
-    dms_late *late;    /* NULL where the gate keeps the law's convention */
-    dms_arena memory;  /* of the three tensors below */
-    dms_tensor inputs; /* [3, rows], i32: token ids, positions, sequences */
-    dms_tensor logits; /* [max_sequences, V] */
-    int32_t *staged;   /* host copy of inputs */
-    int64_t rows;      /* the most tokens of one pass */
+    dms_replay *replay, *step_replay; /* of decode and of step */
+    dms_late *late;                   /* NULL where the gate keeps the law's convention */
+    dms_arena memory;                 /* of the tensors below */
+    dms_tensor inputs;                /* [3, rows], i32: token ids, positions, sequences */
+    dms_tensor logits;                /* [max_sequences, V] */
+    dms_tensor hidden;                /* [max_sequences, D], of dms_session_step */
+    int32_t *staged;                  /* host copy of inputs */
+    int64_t rows;                     /* the most tokens of one pass */
 };
 
-static dms_status append_and_attend(const dms_cached_context *c, dms_tensor *o,
-                                    const dms_paged_rows *rows, dms_var *const qkv[3],
-                                    const dms_tensor *z)
+/* What decides on the tokens that enter: the model under policy "dms", the policy, or nobody. */
+static dms_status decisions(dms_tensor *out, const dms_tensor **z, const dms_cached_context *c,
+                            const dms_paged_rows *rows)
 {
-    const dms_paged *paged = dms_cache_paged(c->cache);
-    const int64_t tokens = dms_cols(rows->positions);
-    const int n = (int)rows->sequences->shape[0];
-    dms_tensor handed;
-    if (z && c->late) {
-        DMS_TRY(dms_late_hand_on(&handed, c->late, rows, c->sequences, z));
-        z = &handed;
+    const int64_t n = rows->sequences->shape[0], tokens = dms_cols(rows->positions);
+    if (c->policy->policy.kind == DMS_POLICY_DMS) {
+        if (!*z || !c->late)
+            return DMS_OK;
+        DMS_TRY(dms_late_hand_on(out, c->late, rows, c->sequences, *z));
+        *z = out;
+        return DMS_OK;
     }
+    *z = dms_policy_run_decisions(out, c->policy, rows->layer, n, tokens) ? out : NULL;
+    return DMS_OK;
+}
+
+/* Enters k and v under the decisions z; they may be NULL. */
+static dms_status enter(const dms_cached_context *c, const dms_paged_rows *rows,
+                        dms_var *const qkv[3], const dms_tensor *z)
+{
+    const int64_t tokens = dms_cols(rows->positions);
+    dms_tensor made;
     if (tokens > 1)
-        DMS_TRY(dms_cache_reserve(c->cache, c->sequences, n, tokens, rows->layer));
-    DMS_TRY(dms_paged_append(paged, rows, &qkv[1]->value, &qkv[2]->value, z));
-    DMS_TRY(dms_paged_attention(o, paged, rows, &qkv[0]->value));
-    return tokens > 1 ? dms_paged_compact(paged, rows) : DMS_OK;
+        DMS_TRY(dms_cache_reserve(c->cache, c->sequences, (int)rows->sequences->shape[0], tokens,
+                                  rows->layer));
+    DMS_TRY(decisions(&made, &z, c, rows));
+    return dms_paged_append(dms_cache_paged(c->cache), rows, &qkv[1]->value, &qkv[2]->value, z);
+}
+
+/* The five hooks of a policy around attention. o may be q, so probabilities are taken down first.
+ */
+static dms_status enter_and_attend(const dms_cached_context *c, dms_tensor *o,
+                                   const dms_paged_rows *rows, dms_var *const qkv[3],
+                                   const dms_tensor *z)
+{
+    const dms_policy_hooks *hooks = c->policy->hooks;
+    DMS_TRY(enter(c, rows, qkv, z));
+    const dms_policy_step step = {.cache = dms_cache_paged(c->cache),
+                                  .rows = rows,
+                                  .q = &qkv[0]->value,
+                                  .k = &qkv[1]->value,
+                                  .begin = c->begin,
+                                  .end = c->end,
+                                  .last = c->last};
+    const dms_paged *read = step.cache;
+    if (hooks->enter)
+        DMS_TRY(hooks->enter(c->policy, &step));
+    if (hooks->select)
+        DMS_TRY(hooks->select(c->policy, &step, &read));
+    if (hooks->weigh)
+        DMS_TRY(hooks->weigh(c->policy, &step));
+    DMS_TRY(dms_paged_attention(o, read, rows, &qkv[0]->value));
+    return hooks->evict ? hooks->evict(c->policy, &step) : DMS_OK;
 }
 
 dms_var *dms_attend_cached(const dms_pass *pass, int layer, dms_var *const qkv[3], dms_var *z)
@@ -47,8 +87,7 @@ dms_var *dms_attend_cached(const dms_pass *pass, int layer, dms_var *const qkv[3
         return o;
     dms_paged_rows rows = *c->rows;
     rows.layer = layer;
-    dms_tape_check(pass->tape,
-                   append_and_attend(c, &o->value, &rows, qkv, z && !c->dense ? &z->value : NULL));
+    dms_tape_check(pass->tape, enter_and_attend(c, &o->value, &rows, qkv, z ? &z->value : NULL));
     return dms_tape_status(pass->tape) ? NULL : o;
 }
 
@@ -70,7 +109,14 @@ static dms_var *forward(dms_session *s, dms_tape *tape, const int32_t *sequences
     const dms_tensor positions = view(&s->inputs, s->rows, 2, n, tokens);
     const dms_tensor units = view(&s->inputs, 2 * s->rows, 1, n, 1);
     const dms_paged_rows rows = {&units, &positions, 0, prefill};
-    dms_cached_context context = {s->cache, sequences, &rows, s->options.dense, s->late};
+    dms_cached_context context = {.cache = s->cache,
+                                  .sequences = sequences,
+                                  .rows = &rows,
+                                  .policy = s->run,
+                                  .begin = s->prompt_begin,
+                                  .end = s->prompt_end,
+                                  .last = prefill ? s->staged[s->rows + tokens - 1] : 0,
+                                  .late = s->late};
     const dms_pass pass = {.tape = tape,
                            .model = s->options.model,
                            .ids = &ids,
@@ -114,6 +160,7 @@ static dms_status open_tape(dms_session *s)
 static dms_status place_buffers(dms_session *s, dms_arena *arena)
 {
     DMS_TRY(dms_arena_place(arena, &s->inputs));
+    DMS_TRY(dms_arena_place(arena, &s->hidden));
     return dms_arena_place(arena, &s->logits);
 }
 
@@ -122,8 +169,10 @@ static dms_status open_buffers(dms_session *s)
     dms_device *dev = s->options.model->device;
     dms_arena measure = dms_arena_measure(dev);
     const int64_t vocab = s->options.model->config.vocab, n = s->options.max_sequences;
+    const int64_t width = s->options.model->config.width;
     s->inputs = (dms_tensor){.device = dev, .dtype = DMS_I32, .rank = 2, .shape = {3, s->rows}};
     s->logits = (dms_tensor){.device = dev, .dtype = DMS_F32, .rank = 2, .shape = {n, vocab}};
+    s->hidden = (dms_tensor){.device = dev, .dtype = DMS_F32, .rank = 2, .shape = {n, width}};
     DMS_TRY(place_buffers(s, &measure));
     DMS_TRY(dms_arena_open(&s->memory, dev, measure.peak));
     DMS_TRY(place_buffers(s, &s->memory));
@@ -137,30 +186,41 @@ static dms_status open_cache(dms_session *s)
 {
     const dms_session_options *o = &s->options;
     const dms_config *c = &o->model->config;
-    const bool dense = o->dense || o->model->gate.kind == DMS_GATE_NONE;
-    return dms_cache_open(&s->cache,
-                          &(dms_cache_options){.device = o->model->device,
-                                               .layers = c->layers,
-                                               .groups = c->kv_heads,
-                                               .head_dim = c->head_dim,
-                                               .window = dense ? 0 : o->model->gate.window,
-                                               .context = o->context,
-                                               .max_sequences = o->max_sequences,
-                                               .dtype = o->kv_dtype,
-                                               .page_slots = o->page_slots,
-                                               .slab_bytes = o->slab_bytes});
+    dms_cache_options cache = {.device = o->model->device,
+                               .layers = c->layers,
+                               .groups = c->kv_heads,
+                               .head_dim = c->head_dim,
+                               .context = o->context,
+                               .max_sequences = o->max_sequences,
+                               .dtype = o->kv_dtype,
+                               .page_slots = o->page_slots,
+                               .slab_bytes = o->slab_bytes};
+    DMS_TRY(dms_policy_prepare(&cache, &s->policy, o->model));
+    DMS_TRY(dms_cache_open(&s->cache, &cache));
+    return dms_policy_run_open(&s->run, &(dms_policy_run_options){.policy = &s->policy,
+                                                                  .model = o->model,
+                                                                  .cache = s->cache,
+                                                                  .rows = s->rows,
+                                                                  .seed = o->seed});
 }
 
 static dms_status open_late(dms_session *s)
 {
     const dms_session_options *o = &s->options;
-    if (!o->model->gate.own || o->dense)
+    if (!o->model->gate.own || s->policy.kind != DMS_POLICY_DMS)
         return DMS_OK;
     return dms_late_open(&s->late, &(dms_late_options){.device = o->model->device,
                                                        .layers = o->model->config.layers,
                                                        .sequences = o->max_sequences,
                                                        .groups = o->model->config.kv_heads,
                                                        .rows = s->rows});
+}
+
+/* The policy of a session that names none. */
+static dms_policy default_policy(const dms_model *model)
+{
+    static const dms_policy own = {.name = "dms", .kind = DMS_POLICY_DMS, .window = -1};
+    return model->gate.kind == DMS_GATE_NONE ? dms_policy_dense : own;
 }
 
 static dms_status check_options(const dms_session_options *o)
@@ -194,6 +254,7 @@ dms_status dms_session_open(dms_session **out, const dms_session_options *option
     if (!s)
         return dms_fail(DMS_ERR_NOMEM, "no memory for a session");
     s->options = *options;
+    s->policy = options->policy ? *options->policy : default_policy(options->model);
     if (!s->options.chunk)
         s->options.chunk = CHUNK;
     if (s->options.chunk > options->context)
@@ -204,6 +265,8 @@ dms_status dms_session_open(dms_session **out, const dms_session_options *option
     DMS_TRY_OR(fail, open_cache(s));
     DMS_TRY_OR(fail, open_late(s));
     DMS_TRY_OR(fail, dms_replay_open(&s->replay, options->model->device, options->max_sequences));
+    DMS_TRY_OR(fail,
+               dms_replay_open(&s->step_replay, options->model->device, options->max_sequences));
     *out = s;
     return DMS_OK;
 fail:
@@ -216,12 +279,19 @@ void dms_session_close(dms_session *session)
     if (!session)
         return;
     dms_replay_close(session->replay);
+    dms_replay_close(session->step_replay);
+    dms_policy_run_close(session->run);
     dms_late_close(session->late);
     dms_cache_close(session->cache);
     dms_tape_close(session->tape);
     dms_arena_close(&session->memory);
     free(session->staged);
     free(session);
+}
+
+int64_t dms_session_context(const dms_session *session)
+{
+    return session->options.context;
 }
 
 dms_cache *dms_session_cache(dms_session *session)
@@ -259,10 +329,16 @@ static void stage(dms_session *s, int64_t i, int32_t sequence, const int32_t *id
     s->staged[2 * s->rows + i] = sequence;
 }
 
-static dms_status upload_staged(dms_session *s)
+/* Uploads what is staged, and the policy's decisions about it. */
+static dms_status upload_staged(dms_session *s, int64_t n, int64_t tokens, bool prefill)
 {
     dms_device *dev = s->inputs.device;
-    return dev->upload(dev, s->inputs.data, s->staged, dms_tensor_bytes(&s->inputs));
+    DMS_TRY(dev->upload(dev, s->inputs.data, s->staged, dms_tensor_bytes(&s->inputs)));
+    return dms_policy_run_decide(s->run, &(dms_policy_pass){.sequences = s->staged + 2 * s->rows,
+                                                            .positions = s->staged + s->rows,
+                                                            .n = n,
+                                                            .tokens = tokens,
+                                                            .prefill = prefill});
 }
 
 /* s->logits[0, n) = head times rows [first, first + n) of x. */
@@ -288,7 +364,7 @@ static dms_status prefill_chunk(dms_session *s, float *logits, int32_t sequence,
     stage(s, 0, sequence, tokens, n);
     if (n == 1) /* longer chunks reserve for each layer in turn */
         DMS_TRY(dms_cache_reserve(s->cache, &sequence, 1, 1, -1));
-    DMS_TRY(upload_staged(s));
+    DMS_TRY(upload_staged(s, 1, n, true));
     const dms_var *x = forward(s, s->tape, &sequence, 1, n, true);
     DMS_TRY(dms_tape_status(s->tape));
     DMS_TRY(dms_cache_commit(s->cache, &sequence, 1, n, false));
@@ -304,12 +380,37 @@ dms_status dms_session_prefill(dms_session *session, float *logits, int sequence
     const int64_t most = session->options.chunk;
     const int64_t step = chunk > 0 && chunk < most ? chunk : most;
     DMS_TRY(check_tokens(session, sequence, tokens, n));
+    session->prompt_begin = dms_cache_tokens(session->cache, sequence);
+    session->prompt_end = session->prompt_begin + n;
+    if (!session->prompt_begin)
+        DMS_TRY(dms_policy_run_begin(session->run, sequence, n));
     for (int64_t i = 0; i < n; i += step) {
         const int64_t count = n - i < step ? n - i : step;
         float *wanted = i + count == n ? logits : NULL;
         DMS_TRY(advised(prefill_chunk(session, wanted, sequence, tokens + i, count)));
     }
     return dms_cache_trim(session->cache);
+}
+
+/* What is remembered of a sequence beside its slots. */
+static dms_status fork_state(dms_session *s, int from, int to)
+{
+    DMS_TRY(dms_policy_run_fork(s->run, from, to));
+    return s->late ? dms_late_fork(s->late, from, to) : DMS_OK;
+}
+
+dms_status dms_session_fork(dms_session *session, int from, int *sequence)
+{
+    int to = -1;
+    DMS_TRY(
+        advised(dms_cache_fork(session->cache, from, dms_policy_run_shares(session->run), &to)));
+    const dms_status status = fork_state(session, from, to);
+    if (status) {
+        dms_cache_release(session->cache, to);
+        return status;
+    }
+    *sequence = to;
+    return DMS_OK;
 }
 
 static dms_status check_batch(const dms_session *s, const int32_t *sequences, const int32_t *tokens,
@@ -333,8 +434,8 @@ typedef struct {
     int n;
 } decode_step;
 
-/* Queues one decode step; what changes from step to step lies in s->inputs and in the cache. */
-static dms_status run_step(void *context)
+/* Queue one decode step; what changes from step to step lies in s->inputs and in the cache. */
+static dms_status run_logits(void *context)
 {
     const decode_step *step = context;
     dms_session *s = step->session;
@@ -343,16 +444,53 @@ static dms_status run_step(void *context)
     return project(s, &x->value, 0, step->n);
 }
 
+static dms_status run_hidden(void *context)
+{
+    const decode_step *step = context;
+    dms_session *s = step->session;
+    const int64_t width = s->options.model->config.width;
+    const dms_var *x = forward(s, s->tape, step->sequences, step->n, 1, false);
+    DMS_TRY(dms_tape_status(s->tape));
+    dms_tensor out = view(&s->hidden, 0, 2, step->n, width);
+    const dms_tensor in = view(&x->value, 0, 2, step->n, width);
+    return dms_cast(&out, &in);
+}
+
+static dms_status run_decode(dms_session *s, dms_replay *replay, const int32_t *tokens,
+                             decode_step *step)
+{
+    const int n = step->n;
+    DMS_TRY(check_batch(s, step->sequences, tokens, n));
+    DMS_TRY(advised(dms_cache_reserve(s->cache, step->sequences, n, 1, -1)));
+    for (int i = 0; i < n; i++) {
+        if (!dms_cache_tokens(s->cache, step->sequences[i]))
+            DMS_TRY(dms_policy_run_begin(s->run, step->sequences[i], 1));
+        stage(s, i, step->sequences[i], tokens + i, 1);
+    }
+    DMS_TRY(upload_staged(s, n, 1, false));
+    DMS_TRY(dms_replay_run(replay, n, dms_cache_paged(s->cache),
+                           replay == s->replay ? run_logits : run_hidden, step));
+    return dms_cache_commit(s->cache, step->sequences, n, 1, true);
+}
+
 dms_status dms_session_decode(dms_session *session, float *logits, const int32_t *sequences,
                               const int32_t *tokens, int n)
 {
     decode_step step = {session, sequences, n};
-    DMS_TRY(check_batch(session, sequences, tokens, n));
-    DMS_TRY(advised(dms_cache_reserve(session->cache, sequences, n, 1, -1)));
-    for (int i = 0; i < n; i++)
-        stage(session, i, sequences[i], tokens + i, 1);
-    DMS_TRY(upload_staged(session));
-    DMS_TRY(dms_replay_run(session->replay, n, dms_cache_paged(session->cache), run_step, &step));
-    DMS_TRY(dms_cache_commit(session->cache, sequences, n, 1, true));
+    DMS_TRY(run_decode(session, session->replay, tokens, &step));
     return download_logits(session, logits, n);
+}
+
+dms_status dms_session_step(dms_session *session, dms_tensor *hidden, const int32_t *sequences,
+                            const int32_t *tokens, int n)
+{
+    decode_step step = {session, sequences, n};
+    DMS_TRY(run_decode(session, session->step_replay, tokens, &step));
+    *hidden = view(&session->hidden, 0, 2, n, session->options.model->config.width);
+    return DMS_OK;
+}
+
+size_t dms_session_policy_bytes(const dms_session *session)
+{
+    return dms_policy_run_bytes(session->run);
 }

@@ -16,5 +16,7 @@ allow model       "kernels autograd model"
 allow data        "kernels data"
 allow checkpoints "kernels checkpoints"
 allow infer       "kernels autograd model data checkpoints infer"
+allow tasks       "kernels data tasks"
+allow eval        "kernels autograd model data checkpoints infer tasks eval"
 allow train       "kernels autograd model data checkpoints train"
 exit $bad

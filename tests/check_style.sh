@@ -4,7 +4,7 @@
 # Exit 77 (skipped) with the reason when a tool is missing.
 set -u
 cd "$(dirname "$0")/.." || exit 2
-folders=(kernels autograd model infer train data checkpoints tests)
+folders=(kernels autograd model infer tasks eval train data checkpoints tests)
 readarray -t files < <(find "${folders[@]}" -type f -regex '.*\.\(c\|h\|cpp\|cu\|cuh\)' | sort)
 bad=0
 skipped=0

@@ -25,7 +25,7 @@ static inline float *dense_logits(const char *path, const int32_t *ids, int64_t 
                                                            .context = n,
                                                            .max_sequences = 1,
                                                            .kv_dtype = DMS_F32,
-                                                           .dense = true}));
+                                                           .policy = &dms_policy_dense}));
     must(dms_cache_admit(dms_session_cache(session), &sequence));
     *vocab = f->model->config.vocab;
     float *logits = malloc((size_t)(n * *vocab) * sizeof(*logits));

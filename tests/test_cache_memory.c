@@ -333,12 +333,12 @@ Test(cache_memory, survives_every_failed_allocation)
     flow f = flow_open(DMS_CPU, 3, 2);
     real_alloc = f.r.dev->alloc;
     f.r.dev->alloc = scarce_alloc;
-    for (int n = 0; n < 6; n++) {
+    for (int n = 0; n < 7; n++) {
         dms_cache *cache = NULL;
         allocs_left = n;
-        const dms_status status =
-            dms_cache_open(&cache, &(dms_cache_options){f.r.dev, 1, 1, E, 3, 64, 1, DMS_F32, 0, 0});
-        cr_assert_eq(status, n < 5 ? DMS_ERR_NOMEM : DMS_OK);
+        const dms_status status = dms_cache_open(
+            &cache, &(dms_cache_options){f.r.dev, 1, 1, E, 3, 64, 1, DMS_F32, 0, 0, false, false});
+        cr_assert_eq(status, n < 6 ? DMS_ERR_NOMEM : DMS_OK);
         dms_cache_close(cache);
     }
     int sequence = 0;
@@ -361,7 +361,7 @@ Test(cache_memory, refuses_sizes_and_sequences_it_does_not_have)
     rig r = rig_open(DMS_CPU);
     dms_cache *cache = NULL;
     int sequence = 0;
-    dms_cache_options o = {r.dev, 1, 1, E, 3, 64, 1, DMS_F32, 24, 0};
+    dms_cache_options o = {r.dev, 1, 1, E, 3, 64, 1, DMS_F32, 24, 0, false, false};
     cr_assert_eq(dms_cache_open(&cache, &o), DMS_ERR_ARG);
     cr_assert(strstr(dms_error_text(), "a page of 24 slots, expected a multiple of 16"));
     o.page_slots = 16;
@@ -392,7 +392,7 @@ static dms_status append_without_pages(rig *r)
     dms_cache *cache = NULL;
     int sequence = 0;
     float seen = 0;
-    const dms_cache_options o = {r->dev, 1, 1, E, 3, 64, 1, DMS_F32, 0, 0};
+    const dms_cache_options o = {r->dev, 1, 1, E, 3, 64, 1, DMS_F32, 0, 0, false, false};
     must(dms_cache_open(&cache, &o));
     must(dms_cache_admit(cache, &sequence));
     const dms_tensor k = rig_noise(r, rig_shape(1, 1, E, 0));

@@ -242,6 +242,8 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-generate $FIX/tiny/llama -p x --threads 1025", USAGE, "--threads"},
         {"$BIN/dms-generate $FIX/tiny/llama -p x --seed 9000000000000001", USAGE, "--seed"},
         {"$BIN/dms-generate $FIX/tiny/llama -p x -n 1 --seed 9000000000000000", DONE, ""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p x --samples 0", USAGE, "--samples is \"0\""},
+        {"$BIN/dms-generate $FIX/tiny/llama --chat --samples 2", USAGE, "not for --chat"},
         {"$BIN/dms-eval --what", USAGE, "option --what"},
         {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --device x", USAGE, "device is \"x\""},
         {"$BIN/dms-eval $FIX/tiny/llama ppl data.tok --dtype x", USAGE, "dtype is \"x\""},
@@ -256,6 +258,23 @@ Test(programs, a_wrong_value_is_wrong_usage_and_its_option_is_named)
         {"$BIN/dms-bench $FIX/tiny/llama train --context 9999", USAGE, "--context is 9999"},
         {"$BIN/dms-bench $FIX/tiny/llama decode --steps 9999", USAGE, "--steps"},
         {"$BIN/dms-bench $FIX/tiny/llama gemm --threads 1025", USAGE, "--threads"},
+    };
+    expect(cases, COUNT(cases));
+}
+
+/* The first chain is the answer that is drawn alone. */
+Test(programs, dms_generate_prints_so_many_chains)
+{
+    static const expectation cases[] = {
+        {"$BIN/dms-generate $FIX/tiny/llama -p 'It is' -n 9 --temp 1 --samples 3 >three; "
+         "grep -c '^--- [123] of 3, [1-9] tokens$' three | grep -qx 3",
+         DONE, "out at"},
+        {"$BIN/dms-generate $FIX/tiny/llama -p 'It is' -n 9 --temp 1 >one; "
+         "sed '1d; /^--- 2/,$d' three | cmp - one",
+         DONE, ""},
+        {"$BIN/dms-generate $FIX/tiny/llama -p 'It is' -n 9 --temp 1 --samples 3 --json >json; "
+         "grep -c '\"new_tokens\": [1-9]' json | grep -qx 4",
+         DONE, ""},
     };
     expect(cases, COUNT(cases));
 }

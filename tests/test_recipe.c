@@ -150,6 +150,49 @@ Test(recipe, takes_weights_for_the_shards_of_a_blend)
     free(text);
 }
 
+static const char *const tasks = "model:\n  path: m.gguf\n"
+                                 "eval:\n"
+                                 "  - {task: kld, every: 20, text: [a.txt, 'b, c.txt']}\n"
+                                 "  - name: \"two \\\"words\\\"\"\n    task: ppl\n    chat: true\n"
+                                 "    temperature: 0.5\n    text: \"12\"\n"
+                                 "data: {train: a.tok}\n";
+
+Test(recipe, keeps_tasks_of_eval_with_how_often_and_what)
+{
+    dms_recipe r;
+    must(read_text(&r, tasks));
+    must(dms_recipe_check(&r));
+    cr_assert_eq(r.eval.n, 2);
+    cr_expect_eq(r.eval.task[0].every, 20);
+    cr_expect_str_eq(r.eval.task[0].name, "kld");
+    cr_expect_str_eq(r.eval.task[0].spec,
+                     "{\"task\": \"kld\", \"text\": [\"a.txt\", \"b, c.txt\"]}");
+    cr_expect_eq(r.eval.task[1].every, 0);
+    cr_expect_str_eq(r.eval.task[1].name, "two \"words\"");
+    cr_expect_str_eq(r.eval.task[1].spec,
+                     "{\"name\": \"two \\\"words\\\"\", \"task\": \"ppl\", \"chat\": true, "
+                     "\"temperature\": 0.5, \"text\": \"12\"}");
+    cr_expect_eq(r.data.train.n, 1, "sections go on behind the list");
+}
+
+Test(recipe, writes_tasks_so_that_they_read_back_the_same)
+{
+    dms_recipe r, again;
+    char *text = NULL;
+    size_t length = 0;
+    must(read_text(&r, tasks));
+    FILE *out = open_memstream(&text, &length);
+    must(dms_recipe_write(&r, out));
+    fclose(out);
+    must(read_text(&again, text));
+    cr_assert(!memcmp(&r, &again, sizeof(r)), "%s", text);
+    free(text);
+    must(dms_recipe_set(&again, "eval=[{task: cwe, every: 7}]"));
+    cr_assert(again.eval.n == 1 && again.eval.task[0].every == 7, "an override replaces the list");
+    must(dms_recipe_set(&again, "eval=[]"));
+    cr_assert_eq(again.eval.n, 0);
+}
+
 /* What the file says, and what the message must contain. */
 static const struct {
     const char *text, *message;
@@ -168,6 +211,18 @@ static const struct {
     {"just text", "found \"just text\", expected sections of keys"},
     {"optim:\n  lr: 1\n bad: [\n", "line "},
     {"a: &x 1\nb: *x\n", "unknown key a."},
+    {"evla: [{task: kld}]\n", "unknown key evla.; the nearest known key is eval"},
+    {"eval: 3\n", "eval has \"3\", expected a list of tasks"},
+    {"eval: {task: kld}\n", "eval has a mapping where none belongs"},
+    {"eval: [kld]\n", "eval has \"kld\", expected a list of tasks"},
+    {"eval: [[kld]]\n", "eval has a list where none belongs"},
+    {"eval: [{task: kld, every: often}]\n", "every is \"often\", expected a whole number"},
+    {"eval: [{task: kld, every: [1]}]\n", "eval has a list where none belongs"},
+    {"eval: [{task: kld, every: 1, every: 2}]\n", "every is given twice"},
+    {"eval: [{task: kld, text: {a: b}}]\n", "eval has a mapping where none belongs"},
+    {"eval: [{task: kld, text: [[a]]}]\n", "eval has a list where none belongs"},
+    {"eval: [{task: ''}]\n", "a task's task is \"\", expected 1 to 63 characters"},
+    {"eval: []\nrun:\n  batch: 2\neval: []\n", "eval is given twice"},
 };
 
 Test(recipe, names_what_is_wrong_in_a_file)
@@ -191,7 +246,9 @@ Test(recipe, names_what_no_single_key_can_show)
                  {"schedule.fade_steps=20", "schedule.fade_steps is 20, expected less than"},
                  {"schedule.fade_steps=2", "expected 0: the adapter gate borrows no channel"},
                  {"model.path=", "model.path is missing"},
-                 {"run.folder=", "run.folder is empty"}};
+                 {"run.folder=", "run.folder is empty"},
+                 {"eval=[{every: 2}]", "entry 1 of eval has no task"},
+                 {"eval=[{task: a}, {task: b, name: a}]", "eval has two tasks named a"}};
     for (size_t i = 0; i < COUNT(cases); i++) {
         dms_recipe r;
         must(read_text(&r, whole));

@@ -85,7 +85,7 @@ static dms_session *session_of(const tiny *t, int sequences, dms_dtype kv, bool 
                                                      .context = t->tokens,
                                                      .max_sequences = sequences,
                                                      .kv_dtype = kv,
-                                                     .dense = dense,
+                                                     .policy = dense ? &dms_policy_dense : NULL,
                                                      .slab_bytes = 1}));
     return s;
 }

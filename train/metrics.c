@@ -11,32 +11,45 @@
 struct dms_metrics {
     FILE *out;
     int64_t last_eval; /* step of the last evaluation found at the opening, -1 for none */
+    int64_t last_task; /* the same of tasks, and which there were after it */
+    json_t *tasks;     /* object, by name; NULL: none */
     char path[DMS_PATH_SIZE + 32];
 };
 
-/* The step a line is of, or -1 for a line that is cut off or not ours. */
-static int64_t step_of(const char *line, bool *is_eval)
+static void note_task(dms_metrics *m, int64_t step, json_t *name)
 {
-    json_t *tree = json_loads(line, 0, NULL);
-    const json_t *step = json_object_get(tree, "step");
-    const int64_t n = json_is_integer(step) ? json_integer_value(step) : -1;
-    *is_eval = json_object_get(tree, "eval") != NULL;
-    json_decref(tree);
-    return n;
+    if (!json_is_string(name))
+        return;
+    if (step != m->last_task) {
+        json_decref(m->tasks);
+        m->tasks = json_object();
+        m->last_task = step;
+    }
+    json_object_set_new(m->tasks, json_string_value(name), json_true());
 }
 
-static void copy_before(FILE *out, FILE *in, int64_t step, int64_t *last_eval)
+/* Whether a line is of a step before `step`: not one that is cut off or not ours. */
+static bool is_kept(dms_metrics *m, const char *line, int64_t step)
+{
+    json_t *tree = json_loads(line, 0, NULL);
+    const json_t *number = json_object_get(tree, "step");
+    const int64_t n = json_is_integer(number) ? json_integer_value(number) : -1;
+    const bool kept = n >= 0 && n < step;
+    if (kept && json_object_get(tree, "eval"))
+        m->last_eval = n;
+    if (kept)
+        note_task(m, n, json_object_get(tree, "task"));
+    json_decref(tree);
+    return kept;
+}
+
+static void copy_before(dms_metrics *m, FILE *out, FILE *in, int64_t step)
 {
     char *line = NULL;
     size_t size = 0;
-    bool is_eval = false;
-    while (getline(&line, &size, in) > 0) {
-        const int64_t n = step_of(line, &is_eval);
-        if (n < 0 || n >= step)
-            continue;
-        fputs(line, out);
-        *last_eval = is_eval ? n : *last_eval;
-    }
+    while (getline(&line, &size, in) > 0)
+        if (is_kept(m, line, step))
+            fputs(line, out);
     free(line);
 }
 
@@ -52,7 +65,7 @@ static dms_status truncate_log(dms_metrics *m, int64_t step)
     snprintf(temporary, sizeof(temporary), "%s.tmp", m->path);
     FILE *out = fopen(temporary, "w");
     if (out)
-        copy_before(out, in, step, &m->last_eval);
+        copy_before(m, out, in, step);
     const bool failed = ferror(in) || !out || ferror(out);
     fclose(in);
     if ((out && fclose(out)) || failed || rename(temporary, m->path)) {
@@ -68,7 +81,7 @@ dms_status dms_metrics_open(dms_metrics **out, const char *folder, int64_t step)
     if (!m)
         return dms_fail(DMS_ERR_NOMEM, "no memory for the metrics");
     snprintf(m->path, sizeof(m->path), "%s/metrics.jsonl", folder);
-    m->last_eval = -1;
+    m->last_eval = m->last_task = -1;
     dms_status status = truncate_log(m, step);
     if (!status) {
         m->out = fopen(m->path, "a");
@@ -89,6 +102,7 @@ void dms_metrics_close(dms_metrics *m)
         return;
     if (m->out)
         fclose(m->out);
+    json_decref(m->tasks);
     free(m);
 }
 
@@ -105,6 +119,11 @@ static dms_status flush(dms_metrics *m)
 bool dms_metrics_evaluated(const dms_metrics *m, int64_t step)
 {
     return m->last_eval == step;
+}
+
+bool dms_metrics_has_task(const dms_metrics *m, int64_t step, const char *name)
+{
+    return m->last_task == step && json_object_get(m->tasks, name);
 }
 
 /* , "name": value; JSON has no infinity and no NaN: null stands for them. */
@@ -148,5 +167,37 @@ dms_status dms_metrics_eval(dms_metrics *m, int64_t step, const dms_eval_report 
     put(m, "cache_cr", r->cache_cr);
     put(m, "read_ratio", r->read_ratio);
     fputs("}}\n", m->out);
+    return flush(m);
+}
+
+static json_t *real(double x)
+{
+    return isfinite(x) ? json_real(x) : json_null();
+}
+
+dms_status dms_task_report_print(FILE *out, int64_t step, const char *name,
+                                 const dms_task_report *r)
+{
+    json_t *scores = json_object();
+    for (int i = 0; i < r->n_scores; i++)
+        json_object_set_new(scores, r->scores[i].name,
+                            json_pack("{so so}", "value", real(r->scores[i].value), "error",
+                                      real(r->scores[i].error)));
+    json_t *line =
+        json_pack("{sI ss so sI so so so}", "step", (json_int_t)step, "task", name, "metrics",
+                  scores, "items", (json_int_t)r->items, "read_ratio", real(r->read_ratio),
+                  "peak_ratio", real(r->peak_ratio), "seconds", real(r->seconds));
+    if (!line)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the result of task %s", name);
+    json_dumpf(line, out, JSON_REAL_PRECISION(9));
+    json_decref(line);
+    fputc('\n', out);
+    return DMS_OK;
+}
+
+dms_status dms_metrics_task(dms_metrics *m, int64_t step, const char *name,
+                            const dms_task_report *report)
+{
+    DMS_TRY(dms_task_report_print(m->out, step, name, report));
     return flush(m);
 }

@@ -38,7 +38,7 @@ dms_recipe dms_recipe_defaults(void)
     return r;
 }
 
-/* A list in brackets, by the rules of the file's lists: quotes, spaces. */
+/* A list in brackets, by the rules of the file's lists: quotes, spaces. Without k: of tasks. */
 static dms_status set_flow(dms_recipe *recipe, const dms_recipe_key *k, const char *value)
 {
     char *text = NULL;
@@ -46,7 +46,10 @@ static dms_status set_flow(dms_recipe *recipe, const dms_recipe_key *k, const ch
     FILE *out = open_memstream(&text, &length);
     if (!out)
         return dms_fail(DMS_ERR_NOMEM, "no memory for an override");
-    fprintf(out, "{%s: {%s: %s}}", k->section, k->key, value);
+    if (k)
+        fprintf(out, "{%s: {%s: %s}}", k->section, k->key, value);
+    else
+        fprintf(out, "{eval: %s}", value);
     if (fclose(out)) {
         free(text);
         return dms_fail(DMS_ERR_NOMEM, "no memory for an override");
@@ -60,6 +63,8 @@ dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment)
 {
     char section[64], key[64];
     int used = 0;
+    if (!strncmp(assignment, "eval=", 5))
+        return set_flow(recipe, NULL, assignment + 5);
     if (sscanf(assignment, "%63[a-z_].%63[a-z0-9_]=%n", section, key, &used) != 2 || !used)
         return dms_fail(DMS_ERR_ARG, "override is \"%s\", expected section.key=value", assignment);
     const dms_recipe_key *k = dms_recipe_find(section, key);
@@ -96,6 +101,23 @@ static dms_status check_schedule(const dms_recipe *r)
                         "schedule.fade_steps is %" PRId64
                         ", expected 0: the adapter gate borrows no channel",
                         r->schedule.fade_steps);
+    return DMS_OK;
+}
+
+/* Lines of the log tell tasks apart by name. */
+static dms_status check_tasks(const dms_recipe *r)
+{
+    for (int i = 0; i < r->eval.n; i++) {
+        const char *name = r->eval.task[i].name;
+        if (!name[0])
+            return dms_fail(DMS_ERR_ARG, "entry %d of eval has no task, expected {task: kld, ...}",
+                            i + 1);
+        for (int j = 0; j < i; j++)
+            if (!strcmp(name, r->eval.task[j].name))
+                return dms_fail(DMS_ERR_ARG,
+                                "eval has two tasks named %s; give one of them a name: of its own",
+                                name);
+    }
     return DMS_OK;
 }
 
@@ -148,6 +170,7 @@ dms_status dms_recipe_check(const dms_recipe *r)
                         r->dms.window, r->data.context);
     if (!r->run.folder[0])
         return dms_fail(DMS_ERR_ARG, "run.folder is empty, expected where to put the run");
+    DMS_TRY(check_tasks(r));
     return check_schedule(r);
 }
 
@@ -230,6 +253,11 @@ dms_status dms_recipe_write(const dms_recipe *recipe, FILE *out)
         write_value(recipe, &keys[i], out);
         fputc('\n', out);
     }
+    if (recipe->eval.n)
+        fputs("eval:\n", out);
+    for (int i = 0; i < recipe->eval.n; i++)
+        fprintf(out, "  - {\"every\": %" PRId64 ", %s\n", recipe->eval.task[i].every,
+                recipe->eval.task[i].spec + 1); /* behind its opening brace */
     return ferror(out) ? dms_fail(DMS_ERR_IO, "writing the recipe failed") : DMS_OK;
 }
 

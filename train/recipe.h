@@ -8,6 +8,7 @@
 #include "model/gate.h"
 
 enum { DMS_PATH_SIZE = 512, DMS_MAX_SHARDS = 16, DMS_DATA_TEXT = DMS_PATH_SIZE + 32 };
+enum { DMS_MAX_EVAL = 16, DMS_EVAL_SPEC = 2048 };
 
 typedef enum { DMS_TRAIN_ALL, DMS_TRAIN_ATTENTION, DMS_TRAIN_GATE } dms_train_set;
 typedef enum { DMS_TRAIN_IN_AUTO, DMS_TRAIN_IN_BF16, DMS_TRAIN_IN_F32 } dms_train_type;
@@ -23,6 +24,13 @@ typedef struct {
     int n;
     double value[DMS_MAX_SHARDS];
 } dms_weights;
+
+/* One entry of the list `eval`: what the trainer knows of it, and what it hands on. */
+typedef struct {
+    int64_t every;            /* steps between evaluations; 0: only at the end */
+    char name[64];            /* key "name", else "task" */
+    char spec[DMS_EVAL_SPEC]; /* all keys but "every", a YAML mapping on one line */
+} dms_eval_task;
 
 /* Fields carry the names of the YAML keys: section.key is section.key. A plain value: copying it
  * copies everything. */
@@ -66,6 +74,10 @@ typedef struct {
         int64_t eval_every, eval_sequences; /* 0: only at the end */
     } run;
     struct {
+        int n;
+        dms_eval_task task[DMS_MAX_EVAL];
+    } eval; /* run over the freed cache, beside the masked pass over data.heldout */
+    struct {
         int kind;        /* dms_run_device */
         int64_t threads; /* 0: one a core */
     } device;
@@ -81,7 +93,7 @@ dms_status dms_recipe_read(dms_recipe *recipe, const char *path);
 /* The same from text; `name` stands for the file in messages. */
 dms_status dms_recipe_parse(dms_recipe *recipe, const char *text, size_t length, const char *name);
 /* Applies one override "section.key=value". A list's items are separated by commas, or in brackets
- * as the file has them: [a.tok, 'b c.tok']. */
+ * as the file has them: [a.tok, 'b c.tok']. "eval=[{task: kld}]" replaces the list of tasks. */
 dms_status dms_recipe_set(dms_recipe *recipe, const char *assignment);
 /* What no single key can show: window against context, fade against steps, and so on; and that all
  * texts are UTF-8. */

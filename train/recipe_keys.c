@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/nearest.h"
+
 #define AT(field) offsetof(dms_recipe, field)
 
 static const dms_recipe_key keys[] = {
@@ -61,40 +63,18 @@ const dms_recipe_key *dms_recipe_find(const char *section, const char *key)
     return NULL;
 }
 
-/* Levenshtein distance of two names of at most MAX_NAME characters. */
-static int distance(const char *a, const char *b)
-{
-    int row[MAX_NAME + 1];
-    const int n = (int)strlen(b);
-    for (int j = 0; j <= n; j++)
-        row[j] = j;
-    for (int i = 1; a[i - 1]; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            const int swap = diagonal + (a[i - 1] != b[j - 1]);
-            const int skip = 1 + (row[j] < row[j - 1] ? row[j] : row[j - 1]);
-            diagonal = row[j];
-            row[j] = swap < skip ? swap : skip;
-        }
-    }
-    return row[n];
-}
-
 dms_status dms_recipe_unknown(const char *section, const char *key)
 {
-    char wanted[MAX_NAME], best_name[MAX_NAME] = "", name[MAX_NAME];
-    int best = MAX_NAME;
+    char wanted[MAX_NAME], text[N_KEYS][MAX_NAME];
+    const char *names[N_KEYS + 1];
     snprintf(wanted, sizeof(wanted), "%s.%s", section, key);
     for (size_t i = 0; i < N_KEYS; i++) {
-        snprintf(name, sizeof(name), "%s.%s", keys[i].section, keys[i].key);
-        const int d = distance(wanted, name);
-        if (d < best) {
-            best = d;
-            strcpy(best_name, name);
-        }
+        snprintf(text[i], sizeof(text[i]), "%s.%s", keys[i].section, keys[i].key);
+        names[i] = text[i];
     }
-    return dms_fail(DMS_ERR_ARG, "unknown key %s; the nearest known key is %s", wanted, best_name);
+    names[N_KEYS] = "eval";
+    return dms_fail(DMS_ERR_ARG, "unknown key %s; the nearest known key is %s", wanted,
+                    dms_nearest(wanted, names, N_KEYS + 1));
 }
 
 static dms_status refuse(const dms_recipe_key *key, const char *value, const char *expected)

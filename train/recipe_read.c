@@ -4,10 +4,11 @@
 #include <yaml.h>
 
 #include "train/recipe_keys.h"
+#include "train/recipe_tasks.h"
 
 /* Where the parser is: in no section, in a section waiting for a key, at a key waiting for its
- * value, in a list. */
-typedef enum { TOP, SECTION_NAME, KEY, VALUE, LIST, DONE } place;
+ * value, in a list, in the list of tasks. */
+typedef enum { TOP, SECTION_NAME, KEY, VALUE, LIST, TASKS, DONE } place;
 
 typedef struct {
     dms_recipe *recipe;
@@ -16,6 +17,8 @@ typedef struct {
     char section[64];
     const dms_recipe_key *key;
     unsigned char seen[128]; /* by index of the key */
+    bool seen_tasks;
+    dms_recipe_tasks tasks;
 } reader;
 
 static dms_status located(const reader *r, const yaml_event_t *e, dms_status status)
@@ -37,6 +40,14 @@ static bool known_section(const char *name)
 
 static dms_status enter_section(reader *r, const char *name)
 {
+    if (!strcmp(name, "eval")) {
+        if (r->seen_tasks)
+            return dms_fail(DMS_ERR_ARG, "eval is given twice, expected once");
+        r->seen_tasks = true;
+        r->at = TASKS;
+        dms_recipe_tasks_begin(&r->tasks, r->recipe);
+        return DMS_OK;
+    }
     if (!known_section(name))
         return dms_recipe_unknown(name, "");
     snprintf(r->section, sizeof(r->section), "%s", name);
@@ -104,8 +115,18 @@ static dms_status on_list_start(reader *r)
     return DMS_OK;
 }
 
+static dms_status on_task_event(reader *r, const yaml_event_t *e)
+{
+    bool done;
+    DMS_TRY(dms_recipe_tasks_event(&r->tasks, e, &done));
+    r->at = done ? TOP : TASKS;
+    return DMS_OK;
+}
+
 static dms_status on_event(reader *r, const yaml_event_t *e, bool *started)
 {
+    if (r->at == TASKS)
+        return on_task_event(r, e);
     switch (e->type) {
     case YAML_SCALAR_EVENT:
         if (!*started)

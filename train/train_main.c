@@ -9,7 +9,10 @@
 
 #include "data/loader.h"
 #include "data/program.h"
-#include "infer/score.h"
+#include "eval/run_map.h"
+#include "eval/score.h"
+#include "eval/task_set.h"
+#include "train/metrics.h"
 #include "train/trainer.h"
 
 enum { DONE = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130 };
@@ -48,6 +51,7 @@ typedef struct {
     int64_t context_length; /* T */
     dms_scorer *scorer;
     dms_score_feed feed;
+    dms_task_set *tasks; /* of recipe.eval; NULL: none */
 } progress;
 
 static void print_time(char *out, size_t size, double seconds)
@@ -163,16 +167,90 @@ static dms_status evaluate(void *context, const dms_trainer *t, dms_eval_report 
     (void)t;
     DMS_TRY(dms_scorer_sweep(p->scorer, &p->feed));
     const dms_score_report r = dms_scorer_report(p->scorer, 0);
-    *out = (dms_eval_report){.nll = r.nll,
-                             .nll_teacher = r.nll_teacher,
-                             .kl_forward = r.kl_forward,
-                             .kl_reverse = r.kl_reverse,
-                             .agreement = r.agreement,
+    *out = (dms_eval_report){.nll = r.scores.nll,
+                             .nll_teacher = r.scores.nll_teacher,
+                             .kl_forward = r.scores.kl_forward,
+                             .kl_reverse = r.scores.kl_reverse,
+                             .agreement = r.scores.agreement,
                              .decision_cr = r.decision_cr,
                              .cache_cr = r.cache_cr,
                              .read_ratio = r.read_ratio,
-                             .positions = r.counted};
+                             .positions = r.scores.counted};
     return DMS_OK;
+}
+
+static void on_task(void *context, int64_t step, const dms_eval_task *task,
+                    const dms_task_report *r)
+{
+    const progress *p = context;
+    end_line(p);
+    if (p->json) {
+        (void)dms_task_report_print(stdout, step, task->name, r); /* it is in metrics.jsonl */
+    } else {
+        printf("%s after %" PRId64 " steps, %" PRId64 " items:", task->name, step, r->items);
+        for (int i = 0; i < r->n_scores; i++) {
+            printf(" %s %.4f", r->scores[i].name, r->scores[i].value);
+            if (r->scores[i].error > 0)
+                printf(" +- %.4f", r->scores[i].error);
+        }
+        printf("  reads %.3f  peak %.3f  %.1f s\n", r->read_ratio, r->peak_ratio, r->seconds);
+    }
+    fflush(stdout);
+}
+
+static dms_task_models models_of(const dms_trainer *t)
+{
+    return (dms_task_models){dms_trainer_student(t), dms_trainer_teacher(t)};
+}
+
+static dms_status open_tasks(progress *p, const dms_trainer *t)
+{
+    const dms_recipe *r = dms_trainer_recipe(t);
+    dms_task_text texts[DMS_MAX_EVAL];
+    for (int i = 0; i < r->eval.n; i++)
+        texts[i] = (dms_task_text){r->eval.task[i].name, r->eval.task[i].spec, "every"};
+    if (!r->eval.n)
+        return DMS_OK;
+    return dms_task_set_open(
+        &p->tasks, &(dms_task_set_options){.tasks = texts,
+                                           .n = r->eval.n,
+                                           .model = r->model.path,
+                                           .heldout = r->data.heldout[0] ? r->data.heldout : NULL,
+                                           .sequences = r->run.eval_sequences,
+                                           .context = r->data.context,
+                                           .seed = (uint64_t)r->run.seed});
+}
+
+static dms_status run_task(void *context, const dms_trainer *t, int task, dms_task_report *out)
+{
+    progress *p = context;
+    const dms_task_models models = models_of(t);
+    dms_result r;
+    DMS_TRY(dms_task_set_run(&r, p->tasks, task, &models));
+    *out = (dms_task_report){.n_scores = r.n_metrics,
+                             .items = r.items,
+                             .read_ratio = dms_cost_total_read_ratio(&r.cost),
+                             .peak_ratio = dms_cost_peak_ratio(&r.cost),
+                             .seconds = r.cost.prefill_s + r.cost.decode_s};
+    for (int i = 0; i < r.n_metrics; i++) {
+        out->scores[i].name = r.metrics[i].name;
+        out->scores[i].value = r.metrics[i].value;
+        out->scores[i].error = r.metrics[i].error;
+    }
+    return DMS_OK;
+}
+
+/* Before anything is trained: what the tasks will read is there and fits. */
+static dms_status check_tasks(progress *p, const dms_trainer *t, size_t *cache_bytes)
+{
+    const dms_task_models models = models_of(t);
+    *cache_bytes = 0;
+    DMS_TRY(open_tasks(p, t));
+    for (int i = 0; i < dms_trainer_recipe(t)->eval.n; i++) {
+        const size_t bytes = (size_t)dms_task_set_cache_bytes(p->tasks, i, models.student);
+        *cache_bytes = bytes > *cache_bytes ? bytes : *cache_bytes;
+    }
+    return p->tasks ? dms_task_set_check(p->tasks, &models) : DMS_OK;
 }
 
 static bool interrupted(void *context)
@@ -199,8 +277,10 @@ static void close_evaluation(progress *p)
 {
     dms_scorer_close(p->scorer);
     dms_loader_close(p->heldout);
+    dms_task_set_close(p->tasks);
     p->scorer = NULL;
     p->heldout = NULL;
+    p->tasks = NULL;
 }
 
 /* What a run will take, from a dry run of it. */
@@ -209,6 +289,7 @@ static dms_status make_plan(dms_trainer_plan *out, const dms_recipe *recipe)
     dms_status status = DMS_OK;
     dms_trainer *t = NULL;
     progress p = {0};
+    size_t task_bytes;
     DMS_TRY(dms_trainer_open(&t, recipe, NULL));
     const size_t before = dms_trainer_device(t)->dry_bytes;
     DMS_TRY_OR(done, dms_trainer_rehearse(t));
@@ -217,10 +298,27 @@ static dms_status make_plan(dms_trainer_plan *out, const dms_recipe *recipe)
         DMS_TRY_OR(done, rehearse_evaluation(&p, t));
     }
     *out = dms_trainer_plan_of(t, dms_trainer_device(t)->dry_bytes - before);
+    DMS_TRY_OR(done, check_tasks(&p, t, &task_bytes));
+    out->task_cache_bytes = task_bytes;
 done:
     close_evaluation(&p);
     dms_trainer_close(t);
     return status;
+}
+
+static void print_tasks(const dms_trainer_plan *p, const dms_recipe *r)
+{
+    for (int i = 0; i < r->eval.n; i++) {
+        const dms_eval_task *task = &r->eval.task[i];
+        printf("%s%s ", i ? ", " : "evaluation   ", task->name);
+        if (task->every)
+            printf("every %" PRId64 " steps", task->every);
+        else
+            printf("at the end");
+    }
+    if (r->eval.n)
+        printf("; not counted: their caches (%.2f GB at most) and buffers, while they run\n",
+               (double)p->task_cache_bytes / 1e9);
 }
 
 static dms_status print_plan(const dms_trainer_plan *p, const dms_recipe *r)
@@ -243,6 +341,7 @@ static dms_status print_plan(const dms_trainer_plan *p, const dms_recipe *r)
     printf("             %.2f GB in all, %.2f GB free\n",
            (double)(p->memory.bytes + p->memory.workspace_bytes) / 1e9,
            (double)p->free_bytes / 1e9);
+    print_tasks(p, r);
     printf("disk         %.2f GB a checkpoint\n", (double)p->checkpoint_bytes / 1e9);
     fflush(stdout);
     DMS_TRY(dms_trainer_plan_fits(p, r));
@@ -310,9 +409,12 @@ static dms_status train(dms_trainer *t, progress *p)
                                      .on_eval = on_eval,
                                      .on_save = on_save,
                                      .evaluate = evaluate,
+                                     .run_task = run_task,
+                                     .on_task = on_task,
                                      .interrupted = interrupted};
     if (dms_trainer_recipe(t)->data.heldout[0])
         DMS_TRY(open_evaluation(p, t));
+    DMS_TRY(open_tasks(p, t));
     if (!p->json)
         print_start(t);
     print_notices(t, p);
@@ -334,6 +436,16 @@ static dms_status train(dms_trainer *t, progress *p)
     return status;
 }
 
+/* RUN/report.html. A run whose report fails is done all the same. */
+static void write_report(const dms_recipe *recipe, bool json)
+{
+    char notice[DMS_NOTICE_SIZE]; /* the page says it too */
+    if (dms_run_map_report(notice, recipe->run.folder, NULL))
+        fprintf(stderr, "dms-train: the run is done, its report failed: %s\n", dms_error_message());
+    else if (!json)
+        printf("%s/report.html\n", recipe->run.folder);
+}
+
 static int run(const dms_recipe *recipe, bool json)
 {
     dms_status status = DMS_OK;
@@ -347,6 +459,8 @@ static int run(const dms_recipe *recipe, bool json)
 done:
     close_evaluation(&p);
     dms_trainer_close(t);
+    if (!status)
+        write_report(recipe, json);
     return finish(status, "; the run itself is done");
 }
 

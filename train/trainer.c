@@ -456,6 +456,30 @@ static dms_status evaluate(dms_trainer *t, const dms_trainer_hooks *hooks)
     return DMS_OK;
 }
 
+static dms_status run_task(dms_trainer *t, const dms_trainer_hooks *hooks, int i)
+{
+    const dms_eval_task *task = &t->recipe.eval.task[i];
+    dms_task_report report = {0};
+    DMS_TRY(hooks->run_task(hooks->context, t, i, &report));
+    DMS_TRY(dms_metrics_task(t->metrics, t->step - 1, task->name, &report));
+    if (hooks->on_task)
+        hooks->on_task(hooks->context, t->step, task, &report);
+    return DMS_OK;
+}
+
+/* Tasks that are due after t->step steps; at the last step all that the log has not. */
+static dms_status run_tasks(dms_trainer *t, const dms_trainer_hooks *hooks)
+{
+    const bool last = t->step == t->recipe.schedule.steps;
+    for (int i = 0; hooks->run_task && i < t->recipe.eval.n; i++) {
+        const dms_eval_task *task = &t->recipe.eval.task[i];
+        const bool due = task->every && t->step % task->every == 0 && t->dropped;
+        if ((last && !dms_metrics_has_task(t->metrics, t->step - 1, task->name)) || (!last && due))
+            DMS_TRY(run_task(t, hooks, i));
+    }
+    return DMS_OK;
+}
+
 /* What follows a step: log, checkpoint, evaluation. */
 static dms_status after_step(dms_trainer *t, const dms_trainer_hooks *hooks,
                              const dms_step_report *report, bool stop)
@@ -469,13 +493,16 @@ static dms_status after_step(dms_trainer *t, const dms_trainer_hooks *hooks,
         DMS_TRY(save(t, hooks));
     if (last || (r->run.eval_every && t->step % r->run.eval_every == 0 && t->dropped))
         DMS_TRY(evaluate(t, hooks));
-    return DMS_OK;
+    return run_tasks(t, hooks);
 }
 
 dms_status dms_trainer_run(dms_trainer *t, const dms_trainer_hooks *hooks)
 {
-    if (t->step == t->recipe.schedule.steps && !dms_metrics_evaluated(t->metrics, t->step - 1))
-        DMS_TRY(evaluate(t, hooks)); /* cut off between the last save and its evaluation */
+    if (t->step == t->recipe.schedule.steps) { /* cut off between the last save and evaluation? */
+        if (!dms_metrics_evaluated(t->metrics, t->step - 1))
+            DMS_TRY(evaluate(t, hooks));
+        DMS_TRY(run_tasks(t, hooks));
+    }
     while (t->step < t->recipe.schedule.steps) {
         dms_step_report report;
         DMS_TRY(advised(run_step(t, &report)));

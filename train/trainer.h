@@ -27,6 +27,20 @@ typedef struct {
     int64_t positions;
 } dms_eval_report;
 
+enum { DMS_MAX_TASK_SCORES = 6 };
+
+/* What a task of recipe.eval measured on the student, under its own decisions over the freed cache;
+ * ratios are to a dense cache. */
+typedef struct {
+    struct {
+        const char *name; /* a constant */
+        double value, error;
+    } scores[DMS_MAX_TASK_SCORES]; /* the first is the task's */
+    int n_scores;
+    int64_t items; /* contexts or items */
+    double read_ratio, peak_ratio, seconds;
+} dms_task_report;
+
 /* What a program binds to a run; every function may be NULL. */
 typedef struct {
     void *context;
@@ -35,6 +49,10 @@ typedef struct {
     void (*on_save)(void *context, int64_t step, const char *path);
     /* Scores the student on the held-out shard. */
     dms_status (*evaluate)(void *context, const dms_trainer *t, dms_eval_report *out);
+    /* Runs recipe.eval.task[task]. */
+    dms_status (*run_task)(void *context, const dms_trainer *t, int task, dms_task_report *out);
+    void (*on_task)(void *context, int64_t step, const dms_eval_task *task,
+                    const dms_task_report *report);
     bool (*interrupted)(void *context); /* asked after each step */
 } dms_trainer_hooks;
 
@@ -89,6 +107,8 @@ typedef struct {
     int64_t n_weights, n_trained, tokens_a_step;
     size_t weight_bytes, optimizer_bytes, activation_bytes, checkpoint_bytes;
     size_t evaluation_bytes;   /* of held-out scoring */
+    size_t task_cache_bytes;   /* not in `memory`: the largest cache of a task of recipe.eval, and
+                                  0 from dms_trainer_plan_of: the caller knows the tasks */
     dms_trainer_memory memory; /* all of the above but checkpoints, on the device */
     size_t free_bytes;         /* that the device has; 0: not known */
     double flops_a_step;       /* the cost model of performance.md; attention by causal keys */

@@ -272,6 +272,10 @@ static void recipe_seeds(void)
     if (!f || dms_recipe_write(&recipe, f) || fclose(f))
         exit(1);
     put_text("recipe", "override", "optim.lr=1e-3\ndata.train=a,b\nrun.replay=true\n");
+    put_text(
+        "recipe", "tasks",
+        "eval:\n  - {task: kld, every: 20, text: [a, 'b c']}\n  - task: items\n    name: \"q\"\n"
+        "    file: x.jsonl\n");
 }
 
 static void corpus_seeds(void)

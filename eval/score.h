@@ -1,36 +1,31 @@
-/* Scores text under several eviction policies in one sweep, beside the dense teacher. */
+/* Scores text under several eviction policies in one sweep of masked passes, beside the dense
+ * teacher. */
 #ifndef DMS_SCORE_H
 #define DMS_SCORE_H
 
+#include "eval/tally.h"
 #include "infer/policy.h"
 #include "model/dms.h"
 
 typedef struct dms_scorer dms_scorer;
 
 typedef struct {
-    const dms_model *student; /* retrofitted; or the teacher itself where no policy is "dms" */
-    const dms_model *teacher; /* the original: run without gate, and evicted by the others */
-    int64_t batch, context;   /* B, T of a pass */
-    int64_t sequences;        /* the most that will be scored between two resets */
-    const dms_policy *policies;
+    const dms_model *student;   /* retrofitted; or the teacher itself where no policy is "dms" */
+    const dms_model *teacher;   /* the original: run without gate, and evicted by the others */
+    int64_t batch, context;     /* B, T of a pass */
+    int64_t sequences;          /* the most that will be scored between two resets */
+    const dms_policy *policies; /* of those that are the law's alone: dms_policy_is_law */
     int n_policies;
     uint64_t seed; /* of random policies */
 } dms_score_options;
 
-/* What one policy did to the text, in nats. Counted: positions whose input is not end-of-text
- * (method.md section 3); nll besides wants a known next token. Quantiles are the nearest rank. */
 typedef struct {
-    double nll, nll_teacher; /* means over `predicted`; perplexity is exp of them */
-    double kl_forward;       /* mean KL(teacher||student) over `counted` */
-    double kl_median, kl_p90, kl_p99, kl_p999, kl_max; /* of KL(teacher||student) */
-    double kl_reverse;                                 /* mean KL(student||teacher) */
-    double agreement;   /* fraction of `counted` with the same most likely token */
+    dms_scores scores;
     double decision_cr; /* 1/(1 - fraction evicted) */
     double cache_cr;    /* tokens/live slots at the end of the sequences: keys that the last query
                          * sees, mean over sequences, layers and KV heads */
     double read_ratio;  /* visible keys of all queries/those of dense */
     int64_t window;     /* of the law it ran under; -1: dense */
-    int64_t counted, predicted, sequences;
 } dms_score_report;
 
 /* Allocates everything; the models are borrowed, the policies copied. Errors: DMS_ERR_ARG (a

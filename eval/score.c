@@ -1,19 +1,14 @@
-#include "infer/score.h"
+#include "eval/score.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Scores of each row, [B*T], in the order of dms_score_out. */
-enum { NLL, NLL_TEACHER, KL_FORWARD, KL_REVERSE, AGREE, N_SCORES };
 
 typedef struct {
     dms_policy policy;
     int64_t window;
-    double sums[N_SCORES];
+    dms_tally scores;
     dms_kv_count kv;
-    float *kl; /* [sequences*T], owned: KL(teacher||student) of every counted position */
 } tally;
 
 struct dms_scorer {
@@ -25,10 +20,10 @@ struct dms_scorer {
     dms_tensor next, weight;     /* [B*T] */
     dms_tensor teacher_x;        /* [B, T, D] */
     dms_tensor given, decisions; /* [L, B, G, T] */
-    dms_tensor scores;           /* [N_SCORES, B*T] */
+    dms_tensor scores;           /* [DMS_N_SCORES, B*T] */
     tally *tallies;
-    int64_t counted, predicted, sequences;
-    float *host_scores;    /* [N_SCORES, B*T] */
+    int64_t sequences;
+    float *host_scores;    /* [DMS_N_SCORES, B*T] */
     float *host_decisions; /* [L, B, G, T] */
     float *host_weight;    /* [B*T] */
     int32_t *host_ids, *host_next;
@@ -44,7 +39,7 @@ static dms_status place_tensors(dms_scorer *s, dms_arena *arena)
     s->teacher_x = (dms_tensor){.dtype = DMS_F32, .rank = 3, .shape = {B, T, c->width}};
     s->given = s->decisions =
         (dms_tensor){.dtype = DMS_F32, .rank = 4, .shape = {c->layers, B, c->kv_heads, T}};
-    s->scores = (dms_tensor){.dtype = DMS_F32, .rank = 2, .shape = {N_SCORES, B * T}};
+    s->scores = (dms_tensor){.dtype = DMS_F32, .rank = 2, .shape = {DMS_N_SCORES, B * T}};
     dms_tensor *const all[] = {&s->ids,       &s->positions, &s->next,      &s->weight,
                                &s->teacher_x, &s->given,     &s->decisions, &s->scores};
     for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
@@ -115,7 +110,6 @@ static dms_status open_host(dms_scorer *s)
 static dms_status open_tallies(dms_scorer *s)
 {
     const dms_score_options *o = &s->options;
-    const size_t positions = (size_t)(o->sequences * o->context);
     s->tallies = calloc((size_t)o->n_policies, sizeof(*s->tallies));
     if (!s->tallies)
         return dms_fail(DMS_ERR_NOMEM, "no memory for %d policies", o->n_policies);
@@ -123,9 +117,10 @@ static dms_status open_tallies(dms_scorer *s)
         tally *t = &s->tallies[i];
         t->policy = o->policies[i];
         DMS_TRY(dms_policy_window(&t->window, &t->policy, &o->student->gate));
-        t->kl = malloc(positions * sizeof(float));
-        if (!t->kl)
-            return dms_fail(DMS_ERR_NOMEM, "no memory for the scores of %zu tokens", positions);
+        if (!dms_policy_is_law(&t->policy))
+            return dms_fail(DMS_ERR_ARG, "policy %s is scored by decoding, not by masked passes",
+                            t->policy.name);
+        DMS_TRY(dms_tally_open(&t->scores, o->sequences * o->context, o->sequences));
     }
     return DMS_OK;
 }
@@ -186,7 +181,7 @@ void dms_scorer_close(dms_scorer *s)
     if (!s)
         return;
     for (int i = 0; s->tallies && i < s->options.n_policies; i++)
-        free(s->tallies[i].kl);
+        dms_tally_close(&s->tallies[i].scores);
     free(s->tallies);
     free(s->host_scores);
     free(s->host_decisions);
@@ -255,13 +250,14 @@ static dms_status score_rows(dms_scorer *s, const tally *t, const dms_tensor *x)
 {
     const dms_model *student =
         t->policy.kind == DMS_POLICY_DMS ? s->options.student : s->options.teacher;
-    dms_tensor row[N_SCORES];
-    for (int i = 0; i < N_SCORES; i++) {
+    dms_tensor row[DMS_N_SCORES];
+    for (int i = 0; i < DMS_N_SCORES; i++) {
         row[i] = s->weight;
         row[i].data = (float *)s->scores.data + (size_t)i * (size_t)dms_count(&s->weight);
     }
-    const dms_score_out out = {&row[NLL],        &row[NLL_TEACHER], &row[KL_FORWARD],
-                               &row[KL_REVERSE], &row[AGREE],       &s->next};
+    const dms_score_out out = {&row[DMS_SCORE_NLL],        &row[DMS_SCORE_NLL_TEACHER],
+                               &row[DMS_SCORE_KL_FORWARD], &row[DMS_SCORE_KL_REVERSE],
+                               &row[DMS_SCORE_AGREE],      &s->next};
     const dms_distill_in in = {.xs = x,
                                .ws = &student->head->value,
                                .xt = &s->teacher_x,
@@ -274,17 +270,15 @@ static dms_status score_rows(dms_scorer *s, const tally *t, const dms_tensor *x)
                                dms_tensor_bytes(&s->decisions));
 }
 
-static void add_scores(dms_scorer *s, tally *t)
+static void add_scores(dms_scorer *s, tally *t, int64_t n)
 {
-    const int64_t rows = dms_count(&s->weight);
-    float *kl = t->kl + s->counted;
-    for (int64_t i = 0; i < rows; i++) {
-        if (s->host_weight[i] == 0)
-            continue;
-        for (int k = 0; k < N_SCORES; k++)
-            t->sums[k] +=
-                k > NLL_TEACHER || s->host_next[i] >= 0 ? (double)s->host_scores[k * rows + i] : 0;
-        *kl++ = s->host_scores[KL_FORWARD * rows + i];
+    const int64_t rows = dms_count(&s->weight), T = s->options.context;
+    for (int64_t b = 0; b < n; b++) {
+        dms_tally_rows of = {
+            .weight = s->host_weight + b * T, .next = s->host_next + b * T, .n = T, .stride = 1};
+        for (int k = 0; k < DMS_N_SCORES; k++)
+            of.scores[k] = s->host_scores + k * rows + b * T;
+        dms_tally_add(&t->scores, &of);
     }
 }
 
@@ -313,12 +307,8 @@ dms_status dms_scorer_add(dms_scorer *s, const int32_t *ids, const int32_t *next
         const dms_tensor *x = NULL;
         DMS_TRY(run_student(s, t, &x));
         DMS_TRY(score_rows(s, t, x));
-        add_scores(s, t);
+        add_scores(s, t, n);
         add_decisions(s, t, n);
-    }
-    for (int64_t i = 0; i < n * s->options.context; i++) {
-        s->counted += s->host_weight[i] > 0;
-        s->predicted += s->host_weight[i] > 0 && s->host_next[i] >= 0;
     }
     s->sequences += n;
     return DMS_OK;
@@ -326,49 +316,24 @@ dms_status dms_scorer_add(dms_scorer *s, const int32_t *ids, const int32_t *next
 
 void dms_scorer_reset(dms_scorer *s)
 {
-    s->counted = s->predicted = s->sequences = 0;
+    s->sequences = 0;
     for (int i = 0; i < s->options.n_policies; i++) {
-        memset(s->tallies[i].sums, 0, sizeof(s->tallies[i].sums));
+        dms_tally_reset(&s->tallies[i].scores);
         s->tallies[i].kv = (dms_kv_count){0};
     }
-}
-
-static int by_value(const void *a, const void *b)
-{
-    const float x = *(const float *)a, y = *(const float *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(const float *sorted, int64_t n, double p)
-{
-    const int64_t rank = (int64_t)ceil(p * (double)n);
-    return (double)sorted[rank > 0 ? rank - 1 : 0];
 }
 
 dms_score_report dms_scorer_report(dms_scorer *s, int i)
 {
     tally *t = &s->tallies[i];
-    const int64_t n = s->counted, m = s->predicted ? s->predicted : 1;
-    if (!n)
+    const dms_scores scores = dms_tally_report(&t->scores);
+    if (!scores.counted)
         return (dms_score_report){.window = t->window};
-    qsort(t->kl, (size_t)n, sizeof(*t->kl), by_value);
-    return (dms_score_report){.nll = t->sums[NLL] / (double)m,
-                              .nll_teacher = t->sums[NLL_TEACHER] / (double)m,
-                              .kl_forward = t->sums[KL_FORWARD] / (double)n,
-                              .kl_median = quantile(t->kl, n, 0.5),
-                              .kl_p90 = quantile(t->kl, n, 0.9),
-                              .kl_p99 = quantile(t->kl, n, 0.99),
-                              .kl_p999 = quantile(t->kl, n, 0.999),
-                              .kl_max = (double)t->kl[n - 1],
-                              .kl_reverse = t->sums[KL_REVERSE] / (double)n,
-                              .agreement = t->sums[AGREE] / (double)n,
+    return (dms_score_report){.scores = scores,
                               .decision_cr = dms_kv_decision_cr(&t->kv),
                               .cache_cr = dms_kv_cache_cr(&t->kv),
                               .read_ratio = dms_kv_read_ratio(&t->kv),
-                              .window = t->window,
-                              .counted = n,
-                              .predicted = s->predicted,
-                              .sequences = s->sequences};
+                              .window = t->window};
 }
 
 dms_status dms_scorer_sweep(dms_scorer *s, const dms_score_feed *feed)
