@@ -84,6 +84,11 @@ static dms_status check_options(const dms_decode_score_options *o)
                         "a prompt of %" PRId64 " of %" PRId64
                         " tokens, expected at least one and one left to score",
                         o->prompt, o->context);
+    const int64_t a = o->student->rope_table.shape[0], b = o->teacher->rope_table.shape[0];
+    if (o->context > a || o->context > b)
+        return dms_fail(DMS_ERR_ARG,
+                        "a context is %" PRId64 " tokens, the models are open for %" PRId64,
+                        o->context, a < b ? a : b);
     return DMS_OK;
 }
 
