@@ -67,10 +67,10 @@ build build/sanitize -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g" \
 targets="$(cd build/test && echo dms-*) test_status test_programs" build build/off -DCMAKE_BUILD_TYPE=Release \
     -DDMS_CUDA=OFF
 run build/test
-# In the other build the emulation goes forward. What only drives kernels that have tests of their
-# own runs emulated there alone: under the sanitizers it takes minutes.
+# In the other build the emulation goes forward. What drives kernels that have tests of their own,
+# and the long test of forks, run emulated there alone: under the sanitizers they take minutes.
 CUDA_EMU_SCHED=rev run build/sanitize \
-    -E '^(policy_sessions|policies|run_tasks|jobs|chains|decode_score|task)\.cuda_emu$'
+    -E '^(policy_sessions|policies|run_tasks|jobs|chains|decode_score|task|paged_fork)\.cuda_emu$'
 run build/off -R '^(status|programs)$'
 fuzzed=0 # 15 seconds a reader, one reader a core
 scripts/fuzz.sh 15 || fuzzed=$?
