@@ -70,7 +70,7 @@ run build/test
 # In the other build the emulation goes forward. What drives kernels that have tests of their own,
 # and the long test of forks, run emulated there alone (so also the count of all kernels): under the
 # sanitizers they take minutes.
-long='(policy_sessions|policies|run_tasks|jobs|chains|decode_score|task|session|resume|paged_fork)\.cuda_emu'
+long='(policy_sessions|policies|run_tasks|jobs|chains|decode_score|task|cache|session|resume|paged_fork)\.cuda_emu'
 CUDA_EMU_SCHED=rev run build/sanitize -E "^($long|kernels_executed)$"
 run build/off -R '^(status|programs)$'
 fuzzed=0 # 15 seconds a reader, one reader a core
