@@ -234,9 +234,12 @@ static dms_status judge(task *t, dms_task_result *out)
     for (int64_t i = 0; !status && i < t->n_entries; i++)
         status = dms_verdicts_add(&verdicts, &t->entries[i].item, t->jobs + t->first_job[i],
                                   t->first_job[i + 1] - t->first_job[i]);
-    out->n_metrics = dms_verdicts_metrics(out->metrics, &verdicts);
+    if (!status)
+        status = dms_verdicts_metrics(out->metrics, &verdicts);
+    out->n_metrics = verdicts.n;
     out->items = t->n_entries;
     out->truncated = t->truncated;
+    dms_verdicts_close(&verdicts);
     return status;
 }
 

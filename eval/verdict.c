@@ -5,25 +5,31 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void add_mean(dms_verdicts *v, const char *name, double value)
+static dms_status add_value(dms_verdicts *v, const dms_item *item, const char *name, double value)
 {
     int i = 0;
     while (i < v->n && strcmp(v->names[i], name) != 0)
         i++;
-    if (i == v->n) {
-        v->names[i] = name;
-        v->means[i] = (dms_mean){0};
-        v->n++;
+    if (i == v->n)
+        v->names[v->n++] = name;
+    if (v->n_all == v->room) {
+        const int64_t room = v->room ? 2 * v->room : 64;
+        dms_verdict *all = realloc(v->all, (size_t)room * sizeof(*all));
+        if (!all)
+            return dms_fail(DMS_ERR_NOMEM, "no memory for the verdict on item %s", item->id);
+        v->all = all;
+        v->room = room;
     }
-    dms_mean_add(&v->means[i], value);
+    v->all[v->n_all++] = (dms_verdict){i, item->group ? item->group : "", value};
+    return DMS_OK;
 }
 
-/* "right" of an item with one answer, else the figures of several. */
-static void add_samples(dms_verdicts *v, const char *name, int64_t n, int64_t right)
+/* `right` of an item's n answers. */
+static dms_status add_samples(dms_verdicts *v, const dms_item *item, const char *name, int64_t n,
+                              int64_t right)
 {
-    add_mean(v, name, (double)right / (double)n);
-    if (n > 1)
-        add_mean(v, "pass@n", right > 0 ? 1.0 : 0.0);
+    DMS_TRY(add_value(v, item, name, dms_pass_at(n, right, 1)));
+    return n > 1 ? add_value(v, item, "pass@n", dms_pass_at(n, right, n)) : DMS_OK;
 }
 
 static dms_status log_line(const dms_verdicts *v, const dms_item *item, dms_span output,
@@ -60,11 +66,11 @@ static dms_status judge_choice(dms_verdicts *v, const dms_item *item, const dms_
         DMS_TRY_OR(done, log_line(v, item, dms_span_of(item->texts[i]), likelihood[i]));
     }
     DMS_TRY_OR(done, dms_choice_pick(&plain, likelihood, NULL, n));
-    add_mean(v, "acc", plain == (int64_t)item->label);
+    DMS_TRY_OR(done, add_value(v, item, "acc", plain == (int64_t)item->label));
     if (item->norm == DMS_NORM_NONE)
         goto done;
     DMS_TRY_OR(done, dms_choice_pick(&normed, likelihood, length, n));
-    add_mean(v, "acc_norm", normed == (int64_t)item->label);
+    DMS_TRY_OR(done, add_value(v, item, "acc_norm", normed == (int64_t)item->label));
 done:
     free(likelihood);
     free(length);
@@ -205,10 +211,8 @@ static dms_status judge_rule(dms_verdicts *v, const dms_item *item, answers *a, 
         right += score >= 1;
     }
     if (item->kind == DMS_ITEM_MATCH || rule)
-        add_mean(v, name, sum / (double)a->n);
-    else
-        add_samples(v, name, a->n, right);
-    return DMS_OK;
+        return add_value(v, item, name, sum / (double)a->n);
+    return add_samples(v, item, name, a->n, right);
 }
 
 static dms_status judge_answers(dms_verdicts *v, const dms_item *item, answers *a)
@@ -222,8 +226,7 @@ static dms_status judge_answers(dms_verdicts *v, const dms_item *item, answers *
     if (item->kind != DMS_ITEM_EXTRACT || a->n < 2)
         return DMS_OK;
     DMS_TRY(dms_majority(&majority, (const char *const *)a->votes, a->right, a->n));
-    add_mean(v, "maj@n", majority);
-    return DMS_OK;
+    return add_value(v, item, "maj@n", majority);
 }
 
 dms_status dms_verdicts_add(dms_verdicts *v, const dms_item *item, const dms_job *jobs,
@@ -240,9 +243,43 @@ dms_status dms_verdicts_add(dms_verdicts *v, const dms_item *item, const dms_job
     return status;
 }
 
-int dms_verdicts_metrics(dms_metric *out, const dms_verdicts *v)
+static int by_metric_and_group(const void *a, const void *b)
 {
-    for (int i = 0; i < v->n; i++)
-        out[i] = (dms_metric){v->names[i], v->means[i].mean, dms_mean_error(&v->means[i])};
-    return v->n;
+    const dms_verdict *x = a, *y = b;
+    return x->metric != y->metric ? x->metric - y->metric : strcmp(x->group, y->group);
+}
+
+/* The verdicts of one metric, in the order of their groups; means: as many as there are groups. */
+static dms_pooled pool(dms_mean *means, const dms_verdict *all, int64_t n)
+{
+    int64_t groups = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (!i || strcmp(all[i].group, all[i - 1].group) != 0)
+            means[groups++] = (dms_mean){0};
+        dms_mean_add(&means[groups - 1], all[i].value);
+    }
+    return dms_mean_pool(means, groups);
+}
+
+dms_status dms_verdicts_metrics(dms_metric *out, dms_verdicts *v)
+{
+    dms_mean *means = malloc((size_t)(v->n_all + 1) * sizeof(*means));
+    if (!means)
+        return dms_fail(DMS_ERR_NOMEM, "no memory for the groups of %lld verdicts",
+                        (long long)v->n_all);
+    qsort(v->all, (size_t)v->n_all, sizeof(*v->all), by_metric_and_group);
+    for (int64_t i = 0, end; i < v->n_all; i = end) {
+        for (end = i; end < v->n_all && v->all[end].metric == v->all[i].metric;)
+            end++;
+        const dms_pooled p = pool(means, v->all + i, end - i);
+        out[v->all[i].metric] = (dms_metric){v->names[v->all[i].metric], p.mean, p.error};
+    }
+    free(means);
+    return DMS_OK;
+}
+
+void dms_verdicts_close(dms_verdicts *v)
+{
+    free(v->all);
+    *v = (dms_verdicts){0};
 }

@@ -5,6 +5,7 @@
 
 #include "eval/prompt.h"
 #include "eval/task.h"
+#include "eval/verdict.h"
 #include "tasks/pass.h"
 #include "tests/files.h"
 #include "tests/fixtures.h"
@@ -212,6 +213,32 @@ Test(task, choices_are_those_of_the_logged_likelihoods)
     cr_expect(r.n_metrics == 2 && !strcmp(r.metrics[0].name, "acc"));
     json_decref(log);
     lab_close(&l);
+}
+
+/* MMLU: the mean is that of all items, its error comes from what differs within the subjects. */
+Test(task, errors_are_pooled_over_groups)
+{
+    enum { N = 7 };
+    static const char *const groups[N] = {"law", "art", "law", "art", "law", "law", NULL};
+    static const bool right[N] = {true, false, false, true, true, false, true};
+    const char *const texts[] = {"x", "y"};
+    dms_verdicts v = {.samples = 1};
+    dms_metric m[DMS_MAX_METRICS];
+    for (int i = 0; i < N; i++) {
+        const dms_job jobs[] = {{.log_likelihood = -1}, {.log_likelihood = -2}};
+        const dms_item item = {.kind = DMS_ITEM_CHOICE,
+                               .id = "i",
+                               .group = groups[i],
+                               .texts = texts,
+                               .n_texts = 2,
+                               .label = right[i] ? 0 : 1};
+        must(dms_verdicts_add(&v, &item, jobs, 2));
+    }
+    must(dms_verdicts_metrics(m, &v));
+    cr_expect(v.n == 1 && fabs(m[0].value - 4.0 / N) < 1e-15);
+    /* squares within law (2 of 4 right): 1, within art (1 of 2): 1/2, of the one without: 0 */
+    cr_expect(fabs(m[0].error - sqrt(1.5 / (N - 3) / N)) < 1e-15, "%.17g", m[0].error);
+    dms_verdicts_close(&v);
 }
 
 /* Answers of one token drawn from a model that says what it likes: of the samples some equal. */
